@@ -1,0 +1,3 @@
+"""MONAI adapter: the same losses, transforms and metrics in MONAI words."""
+
+__distribution__ = "nnunet-imbal"

@@ -1,0 +1,138 @@
+"""Command line: ``nnunet-imbal COMMAND``. Each command only parses words and calls one function elsewhere."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nnunet_imbal._version import __version__
+from nnunet_imbal.errors import ImbalError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Find the rare structures: class-imbalance tools for nnU-Net v2 and MONAI.",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"nnunet-imbal {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
+) -> None:
+    """Class-imbalance tools for nnU-Net v2 and MONAI."""
+
+
+@app.command()
+def evaluate(
+    prediction: Annotated[Path, typer.Argument(help="Folder with predicted label maps.")],
+    reference: Annotated[Path, typer.Argument(help="Folder with the expert's label maps, same file names.")],
+    json: Annotated[Path, typer.Option("--json", help="Where to write the result.")],
+    dataset_json: Annotated[
+        Path | None, typer.Option(help="dataset.json naming the classes; found beside the folders if omitted.")
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", "-n", min=1, help="Cases measured at the same time.")] = 2,
+    tolerance: Annotated[float, typer.Option(min=0, help="Tolerance of the surface Dice in mm.")] = 1.0,
+    connectivity: Annotated[int, typer.Option(help="6, 18 or 26 neighbours make one lesion.")] = 26,
+) -> None:
+    """Measure predictions: per class, per case and per lesion."""
+    from nnunet_imbal.evaluation import EvaluationSettings, evaluate_folders, print_summary
+
+    settings = EvaluationSettings(tolerance_mm=tolerance, connectivity=connectivity)
+    result = evaluate_folders(prediction, reference, json, dataset_json=dataset_json, settings=settings, workers=workers)
+    print_summary(result)
+
+
+@app.command()
+def report(
+    evaluation: Annotated[Path, typer.Argument(help="JSON file written by `nnunet-imbal evaluate`.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write.")] = Path("report.html"),
+    images: Annotated[Path | None, typer.Option(help="Folder with the images (imagesTr or imagesTs).")] = None,
+    title: Annotated[str, typer.Option(help="Heading of the report.")] = "Which lesions were found?",
+) -> None:
+    """Write one self-contained HTML page that shows what was found and what was missed."""
+    from nnunet_imbal.report import write_report
+
+    typer.echo(write_report(evaluation, out, images=images, title=title))
+
+
+@app.command()
+def dataset(
+    name: Annotated[str, typer.Argument(help="phantom-lesions or spine.")],
+    out: Annotated[Path, typer.Argument(help="nnUNet_raw folder; DatasetXXX_Name is made inside it.")],
+    dataset_id: Annotated[int, typer.Option("--id", min=1, max=999, help="nnU-Net dataset number.")] = 900,
+    cases: Annotated[int, typer.Option(min=1, help="Training cases.")] = 16,
+    test_cases: Annotated[int, typer.Option(min=0, help="Test cases.")] = 4,
+    seed: Annotated[int, typer.Option(help="Same seed, same voxels.")] = 0,
+) -> None:
+    """Write a complete nnU-Net raw dataset to try things on."""
+    from nnunet_imbal.phantoms import write_dataset
+
+    typer.echo(write_dataset(name, out, dataset_id=dataset_id, cases=cases, test_cases=test_cases, seed=seed))
+
+
+@app.command()
+def demo(
+    data: Annotated[str, typer.Option(help="phantom-lesions or spine.")] = "phantom-lesions",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything the demo makes.")] = Path("demo-output"),
+    trainer: Annotated[str, typer.Option("--trainer", "-tr", help="nnU-Net trainer class.")] = "ImbalTrainer_demo",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Run the whole chain, from a dataset to a report, with nnU-Net's own commands."""
+    from nnunet_imbal.demo import run_demo
+
+    run_demo(data, out, trainer=trainer, device=device)
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="Results folder, e.g. ImbalTrainer__nnUNetPlans__3d_fullres.")],
+    out: Annotated[Path, typer.Argument(help="New folder for the plugin-free copy.")],
+    trust: Annotated[bool, typer.Option("--trust", help="Unpickle a checkpoint that is not weights-only safe.")] = False,
+) -> None:
+    """Copy a trained model so that stock nnU-Net predicts with it, without this plugin."""
+    from nnunet_imbal.export import export_model
+
+    typer.echo(export_model(model, out, trust=trust))
+
+
+@app.command("trainers-path")
+def trainers_path() -> None:
+    """Print the folder for nnUNet_extTrainer."""
+    from nnunet_imbal.discovery import discovery_folder
+
+    typer.echo(discovery_folder())
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def run(context: typer.Context) -> None:
+    """Run a command, for example nnUNetv2_train, with our trainers in nnUNet_extTrainer."""
+    from nnunet_imbal.discovery import run_with_trainers
+
+    raise typer.Exit(run_with_trainers(context.args))
+
+
+@app.command()
+def doctor() -> None:
+    """Look for what could go wrong on this machine, and say how to cure it."""
+    from nnunet_imbal.doctor import examine, print_findings
+
+    raise typer.Exit(print_findings(examine()))
+
+
+def main() -> None:
+    """Run the command line; errors of ours end with one clear line and exit status 2."""
+    try:
+        app()
+    except ImbalError as error:
+        typer.secho(f"{type(error).__name__}: {error}", fg=typer.colors.RED, err=True)
+        raise SystemExit(2) from None

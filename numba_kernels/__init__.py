@@ -1,0 +1,3 @@
+"""Kernels: numpy arrays in, numpy arrays out."""
+
+__distribution__ = "nnunet-imbal"
