@@ -1,3 +1,27 @@
 """Kernels: numpy arrays in, numpy arrays out."""
 
+import numpy as np
+
+from numba_kernels.component_sums import cell_overlap, cell_overlap_backward
+from numba_kernels.connected_components import connected_components
+from numba_kernels.nearest_component import nearest_component
+
 __distribution__ = "nnunet-imbal"
+__all__ = ["cell_overlap", "cell_overlap_backward", "connected_components", "nearest_component", "warmup"]
+
+
+def warmup() -> None:
+    """Compile every kernel for every dtype now, or load it from disk, instead of at its first use.
+
+    Call it in the parent process before data loaders fork: the children inherit the compiled code.
+
+    Example:
+        >>> warmup()
+    """
+    for dtype in (np.int8, np.int16, np.int32, np.int64):
+        cells, count = connected_components(np.ones((1, 1, 2), dtype))
+    nearest_component(cells)
+    for probs in (np.ones(cells.shape, np.float32), np.ones(cells.shape, np.float64)):
+        for target in (cells.astype(np.uint8), probs):
+            sums = cell_overlap(probs, target, cells, count)
+            cell_overlap_backward(sums.astype(probs.dtype), target, cells)
