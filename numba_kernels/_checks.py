@@ -1,12 +1,14 @@
 """Checks that more than one kernel makes of its input."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["as_label_map"]
 
 
-def as_label_map(labels: ArrayLike) -> NDArray:
+def as_label_map(labels: ArrayLike) -> NDArray[Any]:
     """Return the label map as an array, or say why it is none."""
     array = np.asarray(labels)
     if array.dtype.kind not in "biu":

@@ -1,5 +1,6 @@
 """The one decorator of all kernels: how numba compiles, and where it may keep the machine code."""
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -10,8 +11,6 @@ __all__ = ["kernel"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-_warned = False
 
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
@@ -27,19 +26,17 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
         The compiled function. If no folder for machine code is writable, a function compiled anew per process.
     """
     try:
-        return njit(nogil=True, cache=True, fastmath=False, boundscheck=False)(function)  # type: ignore[no-any-return]
+        return njit(nogil=True, cache=True, fastmath=False, boundscheck=False)(function)
     except RuntimeError:  # numba found no place it may write to: read-only install and no home directory
         _warn_once()
-        return njit(nogil=True, cache=False, fastmath=False, boundscheck=False)(function)  # type: ignore[no-any-return]
+        return njit(nogil=True, cache=False, fastmath=False, boundscheck=False)(function)
 
 
+@functools.cache
 def _warn_once() -> None:
-    global _warned  # noqa: PLW0603
-    if not _warned:
-        _warned = True
-        warnings.warn(
-            "numba_kernels: no writable folder for compiled kernels was found, so every process compiles them anew "
-            "(some seconds). Set NUMBA_CACHE_DIR to a writable folder to avoid this.",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+    warnings.warn(
+        "numba_kernels: no writable folder for compiled kernels was found, so every process compiles them anew "
+        "(some seconds). Set NUMBA_CACHE_DIR to a writable folder to avoid this.",
+        RuntimeWarning,
+        stacklevel=3,
+    )

@@ -1,5 +1,7 @@
 """Sums of probabilities and targets inside each cell, and the way back of their gradient."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -8,7 +10,9 @@ from numba_kernels._jit import kernel
 __all__ = ["cell_overlap", "cell_overlap_backward"]
 
 
-def cell_overlap(probs: NDArray, target: NDArray, cells: NDArray[np.int32], num_cells: int) -> NDArray[np.float64]:
+def cell_overlap(
+    probs: NDArray[Any], target: NDArray[Any], cells: NDArray[np.int32], num_cells: int
+) -> NDArray[np.float64]:
     """Add up, for each lesion's territory, what was found, what was claimed and what is there.
 
     ``sums[:, k] = sum over voxels v with cells[v] == k of (probs[v] * target[v], probs[v], target[v])``.
@@ -41,7 +45,7 @@ def cell_overlap(probs: NDArray, target: NDArray, cells: NDArray[np.int32], num_
     return sums
 
 
-def cell_overlap_backward(grad: NDArray, target: NDArray, cells: NDArray[np.int32]) -> NDArray:
+def cell_overlap_backward(grad: NDArray[Any], target: NDArray[Any], cells: NDArray[np.int32]) -> NDArray[Any]:
     """Give the gradient of :func:`cell_overlap` with respect to ``probs``.
 
     ``grad_probs[v] = grad[0, cells[v]] * target[v] + grad[1, cells[v]]``; the third row of ``grad`` does not matter.
@@ -69,19 +73,19 @@ def cell_overlap_backward(grad: NDArray, target: NDArray, cells: NDArray[np.int3
     return out
 
 
-def _check_shapes(probs: NDArray, target: NDArray, cells: NDArray) -> None:
+def _check_shapes(probs: NDArray[Any], target: NDArray[Any], cells: NDArray[Any]) -> None:
     if not probs.shape == target.shape == cells.shape:
         raise ValueError(f"shapes must agree, got probs {probs.shape}, target {target.shape}, cells {cells.shape}")
 
 
-def _flat(array: NDArray) -> NDArray:
+def _flat(array: NDArray[Any]) -> NDArray[Any]:
     """One contiguous writable line (numba compiles read-only arrays separately); bool becomes uint8."""
     line = np.require(array, requirements=["C", "A", "W"]).reshape(-1)
     return line.view(np.uint8) if line.dtype == np.bool_ else line
 
 
 @kernel
-def _add_runs(probs: NDArray, target: NDArray, cells: NDArray[np.int32], sums: NDArray[np.float64]) -> bool:
+def _add_runs(probs: NDArray[Any], target: NDArray[Any], cells: NDArray[np.int32], sums: NDArray[np.float64]) -> bool:
     """Add up each run of one cell in registers before touching memory."""
     n = cells.size
     i = 0
@@ -103,7 +107,7 @@ def _add_runs(probs: NDArray, target: NDArray, cells: NDArray[np.int32], sums: N
 
 
 @kernel
-def _gather(grad: NDArray, target: NDArray, cells: NDArray[np.int32], out: NDArray) -> bool:
+def _gather(grad: NDArray[Any], target: NDArray[Any], cells: NDArray[np.int32], out: NDArray[Any]) -> bool:
     for i in range(cells.size):
         cell = cells[i]
         if cell < 0 or cell >= grad.shape[1]:

@@ -3,6 +3,8 @@
 A *run* is a stretch of equal label along the last axis. Runs, not voxels, are united: there are far fewer of them.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,7 +19,7 @@ _RANK = {2: {4: 1, 8: 2}, 3: {6: 1, 18: 2, 26: 3}}
 START, STOP, VALUE = 0, 1, 2  # columns of the run table
 
 
-def connected_components(labels: NDArray, connectivity: int | None = None) -> tuple[NDArray[np.int32], int]:
+def connected_components(labels: NDArray[Any], connectivity: int | None = None) -> tuple[NDArray[np.int32], int]:
     """Number the separate pieces (lesions, organs, vessels) of a label map.
 
     Two voxels belong to one component if a chain of neighbouring voxels of the same non-zero label joins them, so
@@ -60,7 +62,7 @@ def connected_components(labels: NDArray, connectivity: int | None = None) -> tu
     return components, int(count)
 
 
-def _neighbour_rank(labels: NDArray, connectivity: int | None) -> int:
+def _neighbour_rank(labels: NDArray[Any], connectivity: int | None) -> int:
     ranks = _RANK[labels.ndim]
     if connectivity is None:
         return labels.ndim
@@ -69,14 +71,14 @@ def _neighbour_rank(labels: NDArray, connectivity: int | None) -> int:
     return ranks[connectivity]
 
 
-def _as_signed(labels: NDArray) -> NDArray:
+def _as_signed(labels: NDArray[Any]) -> NDArray[Any]:
     """Native, contiguous, writable and signed: few dtypes to compile for. Equality of labels is all that counts."""
     native = np.require(labels, labels.dtype.newbyteorder("="), ["C", "A", "W"])
     return native.view(f"i{native.itemsize}")
 
 
 @kernel
-def _count_runs(rows: NDArray) -> NDArray[np.int64]:
+def _count_runs(rows: NDArray[Any]) -> NDArray[np.int64]:
     """Offsets: the runs of row r are offsets[r]..offsets[r+1]-1."""
     offsets = np.zeros(rows.shape[0] + 1, np.int64)
     for r in range(rows.shape[0]):
@@ -89,7 +91,7 @@ def _count_runs(rows: NDArray) -> NDArray[np.int64]:
 
 
 @kernel
-def _list_runs(rows: NDArray, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+def _list_runs(rows: NDArray[Any], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
     """Table (runs, 3): first column, column after the last one, label."""
     runs = np.empty((offsets[-1], 3), np.int64)
     for r in range(rows.shape[0]):
@@ -99,7 +101,7 @@ def _list_runs(rows: NDArray, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 @kernel
-def _list_row(row: NDArray, runs: NDArray[np.int64], k: int) -> None:
+def _list_row(row: NDArray[Any], runs: NDArray[np.int64], k: int) -> None:
     previous = np.int64(0)
     for x in range(row.size):
         value = np.int64(row[x])

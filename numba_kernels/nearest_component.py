@@ -1,7 +1,7 @@
 """Which component is nearest to each voxel (Voronoi cells), and how far away it is in mm."""
 
 from collections.abc import Sequence
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,18 +16,18 @@ _TILE = 16  # lines moved together: whole cache lines travel although the lines 
 
 @overload
 def nearest_component(
-    labels: NDArray, spacing: Sequence[float] | None = None, *, return_distance: Literal[False] = False
+    labels: NDArray[Any], spacing: Sequence[float] | None = None, *, return_distance: Literal[False] = False
 ) -> NDArray[np.int32]: ...
 
 
 @overload
 def nearest_component(
-    labels: NDArray, spacing: Sequence[float] | None = None, *, return_distance: Literal[True]
+    labels: NDArray[Any], spacing: Sequence[float] | None = None, *, return_distance: Literal[True]
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]: ...
 
 
 def nearest_component(
-    labels: NDArray, spacing: Sequence[float] | None = None, *, return_distance: bool = False
+    labels: NDArray[Any], spacing: Sequence[float] | None = None, *, return_distance: bool = False
 ) -> NDArray[np.int32] | tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Give each voxel the label of the nearest labelled voxel: the territory ("cell") of each lesion.
 
@@ -71,7 +71,7 @@ def nearest_component(
     return cells, (np.sqrt(squared) * unit).astype(np.float32)
 
 
-def _as_int32(labels: NDArray) -> NDArray[np.int32]:
+def _as_int32(labels: NDArray[Any]) -> NDArray[np.int32]:
     limits = np.iinfo(np.int32)
     if labels.dtype.itemsize >= 4 and labels.size and (labels.max() > limits.max or labels.min() < limits.min):
         raise ValueError(f"labels must fit into int32, got values up to {labels.max()}; number them anew")
@@ -125,9 +125,7 @@ def _move(
 
 
 @kernel
-def _envelope(
-    line: NDArray[np.float64], weight: float, sites: NDArray[np.int64], firsts: NDArray[np.int64]
-) -> int:
+def _envelope(line: NDArray[np.float64], weight: float, sites: NDArray[np.int64], firsts: NDArray[np.int64]) -> int:
     """Find the parabolas ``line[q] + weight * (i - q)**2`` that are lowest somewhere.
 
     The k-th of them, at ``sites[k]``, is lowest at the voxels firsts[k]..firsts[k+1]-1.
