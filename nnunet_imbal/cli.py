@@ -48,7 +48,9 @@ def evaluate(
     from nnunet_imbal.evaluation import EvaluationSettings, evaluate_folders, print_summary
 
     settings = EvaluationSettings(tolerance_mm=tolerance, connectivity=connectivity)
-    result = evaluate_folders(prediction, reference, json, dataset_json=dataset_json, settings=settings, workers=workers)
+    result = evaluate_folders(
+        prediction, reference, json, dataset_json=dataset_json, settings=settings, workers=workers
+    )
     print_summary(result)
 
 
@@ -83,7 +85,9 @@ def dataset(
 @app.command()
 def demo(
     data: Annotated[str, typer.Option(help="phantom-lesions or spine.")] = "phantom-lesions",
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything the demo makes.")] = Path("demo-output"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything the demo makes.")] = Path(
+        "demo-output"
+    ),
     trainer: Annotated[str, typer.Option("--trainer", "-tr", help="nnU-Net trainer class.")] = "ImbalTrainer_demo",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
@@ -97,7 +101,9 @@ def demo(
 def export(
     model: Annotated[Path, typer.Argument(help="Results folder, e.g. ImbalTrainer__nnUNetPlans__3d_fullres.")],
     out: Annotated[Path, typer.Argument(help="New folder for the plugin-free copy.")],
-    trust: Annotated[bool, typer.Option("--trust", help="Unpickle a checkpoint that is not weights-only safe.")] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Unpickle a checkpoint that is not weights-only safe.")
+    ] = False,
 ) -> None:
     """Copy a trained model so that stock nnU-Net predicts with it, without this plugin."""
     from nnunet_imbal.export import export_model

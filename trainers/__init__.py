@@ -1,3 +1,7 @@
 """nnU-Net adapter: trainers for ``nnUNetv2_train -tr``."""
 
+from trainers.imbal_trainer import ImbalTrainer
+from trainers.variants import ImbalTrainer_5epochs, ImbalTrainer_demo, ImbalTrainerCC
+
 __distribution__ = "nnunet-imbal"
+__all__ = ["ImbalTrainer", "ImbalTrainerCC", "ImbalTrainer_5epochs", "ImbalTrainer_demo"]

@@ -1,0 +1,160 @@
+"""Between nnU-Net's objects and ours: labels, configuration and the loss that joins both."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from torch import Tensor, nn
+
+from nnunet_imbal._version import __version__
+from nnunet_imbal.config import ImbalConfig
+from nnunet_imbal.labels import LabelSpec
+from nnunet_imbal.losses import SegmentationLoss
+from nnunet_imbal.registry import build_loss, get_loss
+
+__all__ = [
+    "ActiveTerm",
+    "ImbalLoss",
+    "build_terms",
+    "describe",
+    "difference",
+    "label_spec",
+    "record",
+    "repair_levels",
+]
+
+Levels = Tensor | Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class ActiveTerm:
+    """A term of weight above 0, with its loss built."""
+
+    name: str
+    weight: float
+    from_epoch: int
+    loss: SegmentationLoss
+
+
+class ImbalLoss(nn.Module):
+    """nnU-Net's own loss at every resolution, plus our terms at full resolution.
+
+    Tiny lesions vanish in down-sampled targets, hence no terms there. Without a term in force the result is the host's
+    own tensor, bit for bit.
+
+    Args:
+        host: nnU-Net's loss, or None to train on the terms alone.
+        terms: what is added.
+        labels: how the target is encoded.
+    """
+
+    def __init__(self, host: nn.Module | None, terms: Sequence[ActiveTerm], labels: LabelSpec) -> None:
+        super().__init__()
+        self.host = host
+        self.terms = tuple(terms)
+        self.losses = nn.ModuleList(term.loss for term in terms)
+        self.labels = labels
+        self.epoch = 0
+        self.values: dict[str, Tensor] = {}
+
+    def forward(self, output: Levels, target: Levels) -> Tensor:
+        """Sum of host loss and weighted terms; `values` keeps each part of the latest call for error messages."""
+        self.values = {}
+        parts = []
+        if self.host is not None:
+            parts.append(self._note("nnunet", self.host(output, target)))
+        else:
+            parts.append(_connected_zero(output))
+        terms = [term for term in self.terms if self.epoch >= term.from_epoch]
+        if terms:
+            logits = _full_resolution(output)
+            labels, mask = self.labels.split_target(_full_resolution(target))
+            parts += [self._note(t.name, t.weight * t.loss(logits, labels, mask)) for t in terms]
+        return parts[0] if len(parts) == 1 else torch.stack([part.float() for part in parts]).sum()
+
+    def _note(self, name: str, value: Tensor) -> Tensor:
+        self.values[name] = value.detach()
+        return value
+
+
+def build_terms(config: ImbalConfig, labels: LabelSpec, spacing: Sequence[float]) -> list[ActiveTerm]:
+    """Build the losses of a configuration for one dataset.
+
+    Raises:
+        ConfigError: a loss refuses its options.
+        NotImplementedError: a loss cannot do regions or ignore labels and the dataset has them.
+    """
+    terms = []
+    for term in config.terms:
+        if term.weight == 0:
+            continue
+        cls = get_loss(term.loss)
+        _require_support(cls, labels)
+        options: dict[str, Any] = {**labels.activation(), **term.kwargs}
+        if cls.uses_spacing:
+            options.setdefault("spacing", tuple(spacing))
+        terms.append(ActiveTerm(term.loss, term.weight, term.from_epoch, build_loss(term.loss, **options)))
+    return terms
+
+
+def label_spec(manager: LabelManager) -> LabelSpec:
+    """What nnU-Net's label manager says, in our words."""
+    return LabelSpec(has_regions=manager.has_regions, ignore_label=manager.ignore_label)
+
+
+def repair_levels(loss: nn.Module) -> nn.Module:
+    """Undo 0/0 in upstream's weights: with a single resolution it zeroes the only weight and then normalises."""
+    if isinstance(loss, DeepSupervisionWrapper) and not np.all(np.isfinite(loss.weight_factors)):
+        loss.weight_factors = tuple([1.0] + [0.0] * (len(loss.weight_factors) - 1))
+    return loss
+
+
+def record(config: ImbalConfig, plans: dict[str, Any], configuration: str) -> None:
+    """Write the resolved configuration and our version into the plans, hence into every checkpoint."""
+    plans["configurations"][configuration]["imbal"] = {**config.to_dict(), "version": __version__}
+
+
+def describe(config: ImbalConfig) -> str:
+    """One line for the training log."""
+    parts = ["nnU-Net's own loss"] if config.base == "nnunet" else []
+    parts += [
+        f"{t.weight:g} x {t.loss}" + (f" from epoch {t.from_epoch}" if t.from_epoch else "")
+        for t in config.terms
+        if t.weight
+    ]
+    return " + ".join(parts)
+
+
+def difference(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Lines that tell where two resolved configurations differ; empty if they agree (the version may differ)."""
+    lines = []
+    for key in sorted({*stored, *current} - {"version"}):
+        was, now = _plain(stored.get(key)), _plain(current.get(key))
+        if was != now:
+            lines += [f"  {key}:", f"    checkpoint: {was}", f"    now:        {now}"]
+    return lines
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _require_support(cls: type[SegmentationLoss], labels: LabelSpec) -> None:
+    if labels.has_regions and not cls.supports_regions:
+        raise NotImplementedError(f"the loss {cls.name!r} does not support regions; train on labels or drop the term")
+    if labels.ignore_label is not None and not cls.supports_ignore:
+        raise NotImplementedError(f"the loss {cls.name!r} does not support an ignore label; drop the term")
+
+
+def _full_resolution(levels: Levels) -> Tensor:
+    return levels if isinstance(levels, Tensor) else levels[0]
+
+
+def _connected_zero(output: Levels) -> Tensor:
+    # DDP needs every output of the network in the graph, also those our terms do not look at.
+    levels = [output] if isinstance(output, Tensor) else output
+    return torch.stack([level.float().mean() * 0 for level in levels]).sum()

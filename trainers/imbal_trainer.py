@@ -1,0 +1,106 @@
+"""`ImbalTrainer`: stock nnU-Net plus losses that see rare structures."""
+
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_imbal.config import ImbalConfig
+from nnunet_imbal.errors import ConfigError, NonFiniteLossError
+from trainers._adapter import ImbalLoss, build_terms, describe, difference, label_spec, record, repair_levels
+
+__all__ = ["ImbalTrainer"]
+
+ALLOW_CHANGE = "NNUNET_IMBAL_ALLOW_CONFIG_CHANGE"
+
+
+class ImbalTrainer(nnUNetTrainer):
+    """nnU-Net with Dice + CE + CC-Dice, or with the terms that the plans name under ``imbal``.
+
+    Everything but the loss is stock nnU-Net. The entry ``imbal`` of the configuration in the plans file goes before
+    the class attribute; what was used is stored in the plans of the results and in every checkpoint.
+
+    Attributes:
+        imbal: default configuration, see `nnunet_imbal.config.ImbalConfig`.
+        epochs: overrides nnU-Net's 1000 epochs.
+        iterations: overrides nnU-Net's 250 training iterations an epoch.
+        val_iterations: overrides nnU-Net's 50 validation iterations an epoch.
+    """
+
+    imbal: ClassVar[Mapping[str, Any]] = {"terms": [{"loss": "cc_dice"}]}
+    epochs: ClassVar[int | None] = None
+    iterations: ClassVar[int | None] = None
+    val_iterations: ClassVar[int | None] = None
+
+    def __init__(
+        self,
+        plans: dict,  # type: ignore[type-arg]
+        configuration: str,
+        fold: int,
+        dataset_json: dict,  # type: ignore[type-arg]
+        device: torch.device = torch.device("cuda"),  # noqa: B008  # upstream's signature, word for word
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = self.epochs or self.num_epochs
+        self.num_iterations_per_epoch = self.iterations or self.num_iterations_per_epoch
+        self.num_val_iterations_per_epoch = self.val_iterations or self.num_val_iterations_per_epoch
+        self.imbal_config = ImbalConfig.from_dict(self.configuration_manager.configuration.get("imbal", self.imbal))
+        self._imbal_terms()  # a wrong option must stop us here, before the dataset is unpacked
+        record(self.imbal_config, self.plans_manager.plans, configuration)
+        self._iteration = 0
+
+    def _build_loss(self) -> ImbalLoss:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "invalid value encountered", RuntimeWarning)  # see repair_levels
+            host = repair_levels(super()._build_loss()) if self.imbal_config.base == "nnunet" else None
+        self.print_to_log_file("Loss:", describe(self.imbal_config))
+        return ImbalLoss(host, self._imbal_terms(), label_spec(self.label_manager))
+
+    def _imbal_terms(self) -> list[Any]:
+        spacing = self.configuration_manager.spacing[-len(self.configuration_manager.patch_size) :]
+        return build_terms(self.imbal_config, label_spec(self.label_manager), [float(mm) for mm in spacing])
+
+    def on_train_epoch_start(self) -> None:
+        """Let terms that start later come into force."""
+        super().on_train_epoch_start()
+        self.loss.epoch = self.current_epoch
+        self._iteration = 0
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """One stock training step, stopped at the first loss that is not a number.
+
+        Raises:
+            NonFiniteLossError: names epoch, iteration and the value of each term.
+        """
+        result = super().train_step(batch)
+        if not np.isfinite(result["loss"]):
+            terms = ", ".join(f"{name} = {value.item():g}" for name, value in self.loss.values.items())
+            raise NonFiniteLossError(
+                f"the loss became {result['loss']} in epoch {self.current_epoch}, iteration {self._iteration} ({terms}) "
+                f"on {', '.join(map(str, batch.get('keys', ())))}. The last checkpoint in {self.output_folder} is from "
+                "before; usual causes are NaN or infinite voxels in an image and a learning rate that is too high."
+            )
+        self._iteration += 1
+        return result
+
+    def load_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Load as nnU-Net does, then refuse to train on with another loss.
+
+        Raises:
+            ConfigError: shows where the stored and the present configuration differ.
+        """
+        present = self.plans_manager.plans
+        super().load_checkpoint(*args, **kwargs)
+        stored = self.my_init_kwargs["plans"]["configurations"][self.configuration_name].get("imbal", {})
+        lines = difference(stored, present["configurations"][self.configuration_name]["imbal"])
+        if not lines or self.current_epoch >= self.num_epochs:  # nothing changed, or nothing left to train
+            return
+        message = "\n".join(["the loss configuration differs from the one this training began with:", *lines])
+        if os.environ.get(ALLOW_CHANGE) != "1":
+            raise ConfigError(f"{message}\nRestore it, start a new training, or set {ALLOW_CHANGE}=1 to go on anyway.")
+        self.print_to_log_file(f"{message}\n{ALLOW_CHANGE}=1: going on with the present one.")
+        self.my_init_kwargs["plans"] = present
