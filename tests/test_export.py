@@ -104,7 +104,7 @@ def test_foreign_or_damaged_files_are_named(model, tmp_path, reader):
     trace = tmp_path / "code-ran"
     bad = model / "fold_0" / "checkpoint_final.pth"
     bad.write_bytes(reader(Harmful(trace)))
-    with pytest.raises(DataError, match="checkpoint_final.pth"):
+    with pytest.raises(DataError, match=r"checkpoint_final\.pth"):
         export_model(model, tmp_path / "shared")
     assert not trace.exists()
 
@@ -120,7 +120,7 @@ def test_trust_loads_what_is_not_weights_only(model, tmp_path):
 
 def test_trust_does_not_pass_code_on(model, tmp_path):
     torch.save(checkpoint(extra=pytest.approx), model / "fold_0" / "checkpoint_final.pth")
-    with pytest.raises(DataError, match="approx.*weights_only=True"):
+    with pytest.raises(DataError, match=r"approx.*weights_only=True"):
         export_model(model, tmp_path / "shared", trust=True)
     assert not (tmp_path / "shared").exists()
 
