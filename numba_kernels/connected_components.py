@@ -129,34 +129,34 @@ def _unite(runs: NDArray[np.int64], offsets: NDArray[np.int64], height: int, ran
             reach = rank - abs(dz) - abs(dy)  # steps left along the row
             if reach >= 0 and z + dz >= 0 and 0 <= y + dy < height:
                 other = row + dz * height + dy
-                here, there = offsets[row : row + 2], offsets[other : other + 2]
-                _unite_rows(runs, parents, here, there, min(reach, 1))
+                _unite_rows(
+                    runs, parents, offsets[row], offsets[row + 1], offsets[other], offsets[other + 1], min(reach, 1)
+                )
     return parents
 
 
 @kernel
 def _unite_rows(
-    runs: NDArray[np.int64],
-    parents: NDArray[np.int32],
-    here: NDArray[np.int64],
-    there: NDArray[np.int64],
-    reach: int,
+    runs: NDArray[np.int64], parents: NDArray[np.int32], i: int, i_end: int, first: int, j_end: int, reach: int
 ) -> None:
-    first = there[0]
-    for i in range(here[0], here[1]):
-        while first < there[1] and runs[first, STOP] + reach <= runs[i, START]:
+    """Unite runs i..i_end-1 of one row with the equal runs that they touch among first..j_end-1 of another row."""
+    while i < i_end and first < j_end:
+        start, stop = runs[i, START] - reach, runs[i, STOP] + reach
+        while first < j_end and runs[first, STOP] <= start:
             first += 1
-        j = first  # kept apart: a run may touch two runs of the other row, and the next run the last of them again
-        while j < there[1] and runs[j, START] < runs[i, STOP] + reach:
-            if runs[j, VALUE] == runs[i, VALUE]:
+        j = first  # kept apart: a run may touch several of the other row, and the next run the last of them again
+        while j < j_end and runs[j, START] < stop:
+            if runs[j, VALUE] == runs[i, VALUE] and parents[i] != parents[j]:
                 _join(parents, i, j)
             j += 1
+        i += 1
 
 
 @kernel
 def _join(parents: NDArray[np.int32], i: int, j: int) -> None:
     a, b = _root(parents, i), _root(parents, j)
-    parents[max(a, b)] = min(a, b)
+    root = min(a, b)
+    parents[a] = parents[b] = parents[i] = parents[j] = root
 
 
 @kernel
