@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -181,7 +182,9 @@ def read_dataset_labels(path: str | Path) -> DatasetLabels:
         raise LabelError(f'{path} has no "labels"; expected {{"background": 0, "lesion": 1}} or the like')
     ignore = declared.get("ignore")
     if ignore is not None:
-        (ignore,) = _label_values(path, "ignore", ignore)
+        ignore, *others = _label_values(path, "ignore", ignore)
+        if others:
+            raise LabelError(f"{path}: label 'ignore' is {declared['ignore']}, expected one number above 0")
     classes = {
         name: _label_values(path, name, values)
         for name, values in declared.items()
@@ -194,9 +197,19 @@ def read_dataset_labels(path: str | Path) -> DatasetLabels:
 
 def print_summary(result: Json, console: Console | None = None) -> None:
     """Print one line per class to the terminal."""
-    table = Table(title=f"{len(result['cases'])} cases, mean foreground Dice {_text(result['mean_foreground_dice'])}")
-    table.add_column("class")
-    for heading in ("Dice", "surface Dice", "HD95 mm", "found", "recall", "precision", "F1", "FP/case"):
+    title = f"{len(result['cases'])} cases, mean foreground Dice {_text(result['mean_foreground_dice'])}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("class", overflow="fold")
+    for heading in (
+        "Dice",
+        "surface\nDice",
+        "HD95\nmm",
+        "lesions\nfound",
+        "recall",
+        "precision",
+        "F1",
+        "false+\nper case",
+    ):
         table.add_column(heading, justify="right")
     for name, s in result["summary"].items():
         means = [_text(s[metric]["mean"]) for metric in ("dice", "surface_dice", "hd95_mm")]

@@ -38,6 +38,7 @@ FILE_ENDINGS = (".nii.gz", ".nii", ".mha", ".nrrd", ".png", ".bmp")
 LARGEST_LABEL = 65535
 TOLERANCE = 1e-3  # of a voxel, of a mm or of a direction cosine, whichever is smaller
 _AXES = "ZYX"
+_UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +76,9 @@ def read_image(path: str | Path) -> Volume:
     """
     path = Path(path)
     _check_file(path)
-    volume = _to_volume(path, _read_with_itk(path))
+    header = _read_header(path)
+    _check_kind(path, header)
+    volume = _place(path, header, _read_voxels(path, header))
     _check_finite(volume)
     return volume
 
@@ -197,60 +200,71 @@ def _check_file(path: Path) -> None:
         raise DataError(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty (0 bytes); copy or export it again")
-    if path.name.lower().endswith((".nii", ".nii.gz")):
-        _check_complete(path)
 
 
-def _check_complete(path: Path) -> None:
-    """ITK fills the missing end of a truncated NIfTI with zeros and says nothing, so count the bytes first."""
+def _is_nifti(path: Path) -> bool:
+    return path.name.lower().endswith((".nii", ".nii.gz"))
+
+
+def _read_header(path: Path) -> SimpleITK.ImageFileReader:
+    """Geometry as ITK sees it, which is what nnU-Net's standard reader sees."""
+    header = SimpleITK.ImageFileReader()
+    header.SetFileName(str(path))
     try:
-        header = nibabel.load(path).header
-        shape, itemsize = header.get_data_shape(), header.get_data_dtype().itemsize
-        expected = header.get_data_offset() + int(np.prod(shape, dtype=np.int64)) * itemsize
-        found = _count_bytes(path)
-    except (OSError, EOFError, zlib.error, ValueError, ImageFileError) as error:
-        raise DataError(f"{path} is damaged or cut off ({error}); copy or export it again") from error
-    if 0 in shape:
-        raise DataError(f"{path} has no voxels: its shape is {shape}")
-    if found < expected:
-        raise DataError(f"{path} is cut off: {found} bytes found, {expected} expected; copy or export it again")
-
-
-def _count_bytes(path: Path) -> int:
-    """Size after decompression; reading to the end also verifies the checksum."""
-    if path.suffix.lower() != ".gz":
-        return path.stat().st_size
-    with gzip.open(path) as stream:
-        return sum(len(chunk) for chunk in _chunks(stream))
-
-
-def _chunks(stream: Any) -> Iterator[bytes]:
-    while chunk := stream.read(1 << 20):
-        yield chunk
-
-
-def _read_with_itk(path: Path) -> SimpleITK.Image:
-    try:
-        return SimpleITK.ReadImage(str(path))
+        header.ReadImageInformation()
     except RuntimeError as error:
-        if "orthonormal" in str(error):
-            cosines = nibabel.load(path).affine[:3, :3]
-            _check_orthonormal(path, cosines / np.linalg.norm(cosines, axis=0))
-        reason = str(error).strip().splitlines()[-1]
-        raise DataError(f"{path} cannot be read, it may be damaged or cut off ({reason})") from error
+        if _is_nifti(path):
+            _explain_nifti(path)
+        raise _damaged(path, str(error).strip().splitlines()[-1]) from error
+    return header
 
 
-def _to_volume(path: Path, image: SimpleITK.Image) -> Volume:
-    dimension, channels = image.GetDimension(), image.GetNumberOfComponentsPerPixel()
+def _explain_nifti(path: Path) -> None:
+    """Say more about a file that ITK refuses, if there is more to say."""
+    try:
+        image = nibabel.load(path)
+    except _UNREADABLE:
+        return
+    if 0 in image.shape:
+        raise DataError(f"{path} has no voxels: its shape is {image.shape}")
+    cosines = image.affine[:3, :3]
+    _check_orthonormal(path, cosines / np.linalg.norm(cosines, axis=0))
+
+
+def _check_kind(path: Path, header: SimpleITK.ImageFileReader) -> None:
+    dimension, channels = header.GetDimension(), header.GetNumberOfComponents()
     if dimension not in (2, 3):
-        raise DataError(f"{path} is {dimension}-D with shape {image.GetSize()}, expected 2-D or 3-D; split its frames")
-    if channels != 1:
-        raise DataError(f"{path} has {channels} channels, expected 1; save it as a grey-scale image")
-    if image.GetPixelID() in (SimpleITK.sitkComplexFloat32, SimpleITK.sitkComplexFloat64):
-        raise DataError(f"{path} holds complex numbers, expected real ones")
-    array = SimpleITK.GetArrayFromImage(image)
-    spacing, origin, direction = image.GetSpacing(), image.GetOrigin(), np.eye(3)
-    direction[:dimension, :dimension] = np.reshape(image.GetDirection(), (dimension, dimension))
+        raise DataError(f"{path} is {dimension}-D with shape {header.GetSize()}, expected 2-D or 3-D; split its frames")
+    if channels != 1 or header.GetPixelID() in (SimpleITK.sitkComplexFloat32, SimpleITK.sitkComplexFloat64):
+        raise DataError(f"{path} has {channels} channels, expected one real number per voxel; save it in grey values")
+
+
+def _read_voxels(path: Path, header: SimpleITK.ImageFileReader) -> NDArray[Any]:
+    try:
+        if _is_nifti(path):
+            return _read_nifti_voxels(path).reshape(header.GetSize()[::-1])
+        return SimpleITK.GetArrayFromImage(header.Execute())
+    except (RuntimeError, *_UNREADABLE) as error:
+        raise _damaged(path, str(error).strip().splitlines()[-1]) from error
+
+
+def _read_nifti_voxels(path: Path) -> NDArray[Any]:
+    """ITK silently reads the missing end of a cut-off NIfTI as zeros, and NaN as zero; nibabel does neither."""
+    opener = gzip.open if path.suffix.lower() == ".gz" else open
+    with opener(path, "rb") as stream:
+        content = stream.read()  # to the very end: only there is the checksum of gzip
+    array = np.asanyarray(type(nibabel.load(path)).from_bytes(content).dataobj)
+    return array.astype(array.dtype.newbyteorder("="), copy=False).T
+
+
+def _damaged(path: Path, reason: str) -> DataError:
+    return DataError(f"{path} cannot be read, it may be damaged or cut off ({reason}); copy or export it again")
+
+
+def _place(path: Path, header: SimpleITK.ImageFileReader, array: NDArray[Any]) -> Volume:
+    dimension, direction = header.GetDimension(), np.eye(3)
+    direction[:dimension, :dimension] = np.reshape(header.GetDirection(), (dimension, dimension))
+    spacing, origin = header.GetSpacing(), header.GetOrigin()
     if dimension == 2:
         array, spacing, origin = array[None], (*spacing, 1.0), (*origin, 0.0)
     for axis, mm in zip("XYZ", spacing, strict=True):
