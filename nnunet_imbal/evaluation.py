@@ -198,7 +198,7 @@ def read_dataset_labels(path: str | Path) -> DatasetLabels:
 def print_summary(result: Json, console: Console | None = None) -> None:
     """Print one line per class to the terminal."""
     title = f"{len(result['cases'])} cases, mean foreground Dice {_text(result['mean_foreground_dice'])}"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("class", overflow="fold")
     for heading in (
         "Dice",
