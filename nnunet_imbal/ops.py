@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -102,7 +103,7 @@ def cell_overlap(probs: Tensor, target: Tensor, cells: Tensor) -> Tensor:
 
 @torch.library.custom_op("imbal::component_cells", mutates_args=(), device_types="cpu")
 def _component_cells(mask: Tensor, spacing: list[float], connectivity: int) -> Tensor:
-    items = mask.reshape(-1, *mask.shape[2:]).numpy()
+    items = mask.flatten(0, 1).numpy()
     cells = np.zeros(items.shape, np.int32)
 
     def fill(i: int) -> None:
@@ -115,14 +116,14 @@ def _component_cells(mask: Tensor, spacing: list[float], connectivity: int) -> T
 
 
 @_component_cells.register_kernel("cuda")
-def _(mask: Tensor, spacing: list[float], connectivity: int) -> Tensor:
+def _cells_through_host(mask: Tensor, spacing: list[float], connectivity: int) -> Tensor:
     _say_once("component_cells: no GPU kernel is installed, so masks are copied to the CPU and back")
     cells: Tensor = _component_cells(mask.cpu(), spacing, connectivity)
     return cells.to(mask.device)
 
 
 @_component_cells.register_fake
-def _(mask: Tensor, spacing: list[float], connectivity: int) -> Tensor:
+def _cells_fake(mask: Tensor, spacing: list[float], connectivity: int) -> Tensor:
     return mask.new_empty(mask.shape, dtype=torch.int32)
 
 
@@ -144,7 +145,7 @@ def _cell_overlap(probs: Tensor, target: Tensor, cells: Tensor) -> Tensor:
 
 
 @_cell_overlap.register_kernel("cuda")
-def _(probs: Tensor, target: Tensor, cells: Tensor) -> Tensor:
+def _overlap_by_index_add(probs: Tensor, target: Tensor, cells: Tensor) -> Tensor:
     num_cells = int(cells.max()) if cells.numel() else 0
     lead = probs.shape[:2]
     offsets = torch.arange(lead.numel(), device=cells.device).view(-1, 1) * (num_cells + 1)
@@ -157,14 +158,14 @@ def _(probs: Tensor, target: Tensor, cells: Tensor) -> Tensor:
 
 
 @_cell_overlap.register_fake
-def _(probs: Tensor, target: Tensor, cells: Tensor) -> Tensor:
+def _overlap_fake(probs: Tensor, target: Tensor, cells: Tensor) -> Tensor:
     bins = torch.library.get_ctx().new_dynamic_size()
     return probs.new_empty(3, *probs.shape[:2], bins)
 
 
 @torch.library.custom_op("imbal::cell_overlap_backward", mutates_args=(), device_types="cpu")
 def _cell_overlap_backward(grad: Tensor, target: Tensor, cells: Tensor) -> Tensor:
-    grads = grad.reshape(3, -1, grad.shape[-1]).numpy()
+    grads = grad.flatten(1, 2).numpy()
     truths, maps = _items(target), _items(cells)
     out = np.empty(maps.shape, grads.dtype)
 
@@ -176,14 +177,14 @@ def _cell_overlap_backward(grad: Tensor, target: Tensor, cells: Tensor) -> Tenso
 
 
 @_cell_overlap_backward.register_kernel("cuda")
-def _(grad: Tensor, target: Tensor, cells: Tensor) -> Tensor:
+def _overlap_backward_by_gather(grad: Tensor, target: Tensor, cells: Tensor) -> Tensor:
     bins = cells.flatten(2).long()
     overlap, mass = (row.gather(2, bins).reshape(cells.shape) for row in grad[:2])
     return overlap * target + mass
 
 
 @_cell_overlap_backward.register_fake
-def _(grad: Tensor, target: Tensor, cells: Tensor) -> Tensor:
+def _overlap_backward_fake(grad: Tensor, target: Tensor, cells: Tensor) -> Tensor:
     return grad.new_empty(cells.shape)
 
 
@@ -209,7 +210,8 @@ def _items(tensor: Tensor) -> NDArray[Any]:
 
 def _for_each(work: Callable[[int], None], numbers: Iterable[int]) -> None:
     """Do independent work in threads (kernels release the GIL), or here where threads would only be in the way."""
-    threads = torch.get_num_threads()  # the user's own dial; torch sets it to 1 in data-loading workers
+    # numba's dial for threads, not torch's, which nnU-Net turns down to 1 on a GPU. Loader processes are daemons.
+    threads = numba.config.NUMBA_NUM_THREADS
     if threads == 1 or multiprocessing.current_process().daemon:
         for number in numbers:
             work(number)

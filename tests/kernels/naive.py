@@ -1,0 +1,63 @@
+"""Slow twins of the kernels: obvious loops, nothing clever."""
+
+import itertools
+from collections import deque
+
+import numpy as np
+
+RANK = {4: 1, 8: 2, 6: 1, 18: 2, 26: 3}
+
+
+def neighbours(ndim, connectivity):
+    steps = itertools.product((-1, 0, 1), repeat=ndim)
+    return [step for step in steps if 1 <= sum(map(abs, step)) <= RANK[connectivity]]
+
+
+def connected_components(labels, connectivity):
+    components = np.zeros(labels.shape, np.int32)
+    steps = neighbours(labels.ndim, connectivity)
+    count = 0
+    for start in np.ndindex(labels.shape):
+        if labels[start] == 0 or components[start] != 0:
+            continue
+        count += 1
+        components[start] = count
+        queue = deque([start])
+        while queue:
+            voxel = queue.popleft()
+            for step in steps:
+                other = tuple(v + s for v, s in zip(voxel, step, strict=True))
+                inside = all(0 <= o < n for o, n in zip(other, labels.shape, strict=True))
+                if inside and components[other] == 0 and labels[other] == labels[start]:
+                    components[other] = count
+                    queue.append(other)
+    return components, count
+
+
+def nearest_component(labels, spacing):
+    cells = np.zeros(labels.shape, np.int32)
+    distance = np.full(labels.shape, np.inf, np.float32)
+    sites = np.argwhere(labels)  # in raster order
+    if len(sites) == 0:
+        return cells, distance
+    for voxel in np.ndindex(labels.shape):
+        squared = (((sites - voxel) * spacing) ** 2).sum(axis=1)
+        best = squared.argmin()  # the first of several minima
+        cells[voxel] = labels[tuple(sites[best])]
+        distance[voxel] = np.sqrt(squared[best])
+    return cells, distance
+
+
+def cell_overlap(probs, target, cells, num_cells):
+    sums = np.zeros((3, num_cells + 1))
+    for voxel in np.ndindex(cells.shape):
+        p, t = float(probs[voxel]), float(target[voxel])
+        sums[:, cells[voxel]] += p * t, p, t
+    return sums
+
+
+def cell_overlap_backward(grad, target, cells):
+    out = np.empty(cells.shape, grad.dtype)
+    for voxel in np.ndindex(cells.shape):
+        out[voxel] = grad[0, cells[voxel]] * target[voxel] + grad[1, cells[voxel]]
+    return out
