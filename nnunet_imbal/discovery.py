@@ -30,7 +30,7 @@ def discovery_folder() -> Path:
     if not (folder / "imbal_trainers.py").is_file():
         raise DataError(
             f"{folder} does not hold imbal_trainers.py: the installation of nnunet-imbal is incomplete. "
-            "Install it again: pip install --force-reinstall --no-deps nnunet-imbal"
+            "Install it again with pip install --force-reinstall --no-deps."
         )
     return folder
 
@@ -59,14 +59,10 @@ def run_with_trainers(args: Sequence[str]) -> int:
         ConfigError: No command was given, or there is no such command.
     """
     if not args:
-        raise ConfigError(
-            "No command came. Expected for example: nnunet-imbal run nnUNetv2_train 4 3d_fullres 0"
-        )
+        raise ConfigError("No command came. Expected for example: nnunet-imbal run nnUNetv2_train 4 3d_fullres 0")
     program = shutil.which(args[0], path=_search_path())
     if program is None:
-        raise ConfigError(
-            f"No command {args[0]!r} on the PATH. Is its package installed in this environment?"
-        )
+        raise ConfigError(f"No command {args[0]!r} on the PATH. Is its package installed in this environment?")
     environment = {**os.environ, VARIABLE: _with_folder(os.environ.get(VARIABLE, ""), discovery_folder())}
     status = subprocess.run([program, *args[1:]], env=environment, check=False).returncode
     return 128 - status if status < 0 else status

@@ -119,7 +119,12 @@ def _own_version() -> Finding:
     try:
         return Finding("nnunet-imbal", "ok", metadata.version("nnunet-imbal"))
     except metadata.PackageNotFoundError:
-        return Finding("nnunet-imbal", "problem", "imported, but not installed", "pip install nnunet-imbal")
+        return Finding(
+            "nnunet-imbal",
+            "problem",
+            "imported, but not installed",
+            "install it with pip: pip install <its folder or wheel>",
+        )
 
 
 def _version(name: str) -> Finding:
@@ -148,7 +153,7 @@ def _location(name: str) -> Finding:
     ours = Path(__file__).resolve().parents[1] / name
     spec = PathFinder.find_spec(name)
     if spec is None:
-        return Finding(name, "problem", "not found", "pip install --force-reinstall --no-deps nnunet-imbal")
+        return Finding(name, "problem", "not found", "install it again with pip install --force-reinstall --no-deps")
     found = (
         Path(spec.origin).resolve().parent if spec.origin else Path(next(iter(spec.submodule_search_locations or [""])))
     )
