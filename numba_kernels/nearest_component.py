@@ -63,9 +63,12 @@ def nearest_component(
     unit = steps.min()  # in this unit most spacings are whole numbers, whose squares add up without rounding
     squared = np.where(cells != 0, 0.0, np.inf)
     if cells.any():
-        for axis in reversed(range(cells.ndim)):
+        weights = (steps / unit) ** 2
+        width = cells.shape[-1]
+        _sweep_rows(squared.reshape(-1, width), cells.reshape(-1, width), weights[-1])
+        for axis in reversed(range(cells.ndim - 1)):
             lines = (-1, cells.shape[axis], int(np.prod(cells.shape[axis + 1 :])))
-            _sweep(squared.reshape(lines), cells.reshape(lines), (steps[axis] / unit) ** 2, _TILE)
+            _sweep(squared.reshape(lines), cells.reshape(lines), weights[axis], _TILE)
     if not return_distance:
         return cells
     return cells, (np.sqrt(squared) * unit).astype(np.float32)
@@ -86,8 +89,19 @@ def _check_spacing(spacing: Sequence[float] | None, ndim: int) -> NDArray[np.flo
 
 
 @kernel
+def _sweep_rows(squared: NDArray[np.float64], cells: NDArray[np.int32], weight: float) -> None:
+    """Let nearness spread along the rows, where all is still 0 or inf."""
+    n = squared.shape[1]
+    sites = np.empty(n, np.int64)
+    firsts = np.empty(n + 1, np.int64)
+    for r in range(squared.shape[0]):
+        count = _level_envelope(squared[r], sites, firsts)
+        _spread(squared[r], cells[r], weight, sites[:count], firsts)
+
+
+@kernel
 def _sweep(squared: NDArray[np.float64], cells: NDArray[np.int32], weight: float, tile: int) -> None:
-    """Let nearness spread along the middle axis of (before, n, after): in place, all lines."""
+    """Let nearness spread along the middle axis of (before, n, after), in place."""
     before, n, after = squared.shape
     lines = np.empty((tile, n))
     names = np.empty((tile, n), np.int32)
@@ -151,6 +165,19 @@ def _envelope(line: NDArray[np.float64], weight: float, sites: NDArray[np.int64]
 
 
 @kernel
+def _level_envelope(line: NDArray[np.float64], sites: NDArray[np.int64], firsts: NDArray[np.int64]) -> int:
+    """Do the same for parabolas of height 0, which meet half-way: no division needed."""
+    count = 0
+    for q in range(line.size):
+        if line[q] == 0.0:
+            sites[count] = q
+            firsts[count] = (sites[count - 1] + q) // 2 + 1 if count > 0 else 0
+            count += 1
+    firsts[count] = line.size
+    return count
+
+
+@kernel
 def _overtakes(line: NDArray[np.float64], weight: float, v: int, q: int, n: int) -> int:
     """First voxel where the parabola of q lies strictly below the one of v < q, so that v keeps the ties."""
     crossing = 0.5 * ((line[q] - line[v]) / (weight * (q - v)) + (q + v))
@@ -169,6 +196,8 @@ def _spread(
     heights = line[sites]
     labels = names[sites]
     for k in range(sites.size):
+        site, height, label = sites[k], heights[k], labels[k]
         for i in range(firsts[k], firsts[k + 1]):
-            line[i] = heights[k] + weight * (i - sites[k]) ** 2
-            names[i] = labels[k]
+            step = np.float64(i - site)
+            line[i] = height + weight * step * step
+            names[i] = label
