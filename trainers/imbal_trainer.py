@@ -36,6 +36,10 @@ class ImbalTrainer(nnUNetTrainer):
     iterations: ClassVar[int | None] = None
     val_iterations: ClassVar[int | None] = None
 
+    num_epochs: int
+    num_iterations_per_epoch: int
+    num_val_iterations_per_epoch: int
+
     def __init__(
         self,
         plans: dict,  # type: ignore[type-arg]
@@ -80,8 +84,8 @@ class ImbalTrainer(nnUNetTrainer):
         if not np.isfinite(result["loss"]):
             terms = ", ".join(f"{name} = {value.item():g}" for name, value in self.loss.values.items())
             raise NonFiniteLossError(
-                f"the loss became {result['loss']} in epoch {self.current_epoch}, iteration {self._iteration} ({terms}) "
-                f"on {', '.join(map(str, batch.get('keys', ())))}. The last checkpoint in {self.output_folder} is from "
+                f"the loss became {result['loss']} in epoch {self.current_epoch}, iteration {self._iteration} "
+                f"({terms}) on {', '.join(map(str, batch.get('keys', ())))}. The last checkpoint in {self.output_folder} is from "
                 "before; usual causes are NaN or infinite voxels in an image and a learning rate that is too high."
             )
         self._iteration += 1

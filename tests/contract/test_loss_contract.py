@@ -151,7 +151,9 @@ def test_R15_everything_ignored(name, label_maps):
     labels = label_maps()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        value, grad = value_and_grad(build_loss(name, **SOFTMAX), random_logits(labels), labels, torch.zeros_like(labels))
+        value, grad = value_and_grad(
+            build_loss(name, **SOFTMAX), random_logits(labels), labels, torch.zeros_like(labels)
+        )
     assert value.item() == 0
     assert not grad.any()
 
@@ -299,7 +301,9 @@ def test_R25_without_ties_flips_do_not_matter_at_all(name):
     logits = random_logits(labels, channels=2).double()
     loss = build_loss(name, **SOFTMAX)
     for axis in (2, 3, 4):
-        assert loss(logits.flip(axis), labels.flip(axis)).item() == pytest.approx(loss(logits, labels).item(), rel=1e-12)
+        assert loss(logits.flip(axis), labels.flip(axis)).item() == pytest.approx(
+            loss(logits, labels).item(), rel=1e-12
+        )
 
 
 def _many_components(shape, count, seed=0):

@@ -205,7 +205,9 @@ def test_sums_stay_accurate_in_a_huge_cell():
     assert abs(1 - single - (1 - double)) <= 1e-5 * (1 - double) + 1e-7
 
 
-@pytest.mark.parametrize("wrong", [{"connectivity": 5}, {"spacing": (1, 0, 1)}, {"spacing": (1,)}, {"reduction": "avg"}])
+@pytest.mark.parametrize(
+    "wrong", [{"connectivity": 5}, {"spacing": (1, 0, 1)}, {"spacing": (1,)}, {"reduction": "avg"}]
+)
 def test_impossible_options(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         CCDiceLoss(**wrong)
