@@ -83,6 +83,18 @@ def dataset(
 
 
 @app.command()
+def check(
+    dataset: Annotated[str, typer.Argument(help="Raw dataset: its folder, or its number or name in $nnUNet_raw.")],
+    workers: Annotated[int, typer.Option("--workers", "-n", min=1, help="Cases read at the same time.")] = 2,
+) -> None:
+    """Look for faults in a raw dataset before hours of training. Files are only read, nothing is changed."""
+    from nnunet_imbal.check import check_dataset, find_dataset, print_problems
+
+    folder = find_dataset(dataset)
+    raise typer.Exit(print_problems(folder, check_dataset(folder, workers=workers)))
+
+
+@app.command()
 def demo(
     data: Annotated[str, typer.Option(help="phantom-lesions or spine.")] = "phantom-lesions",
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything the demo makes.")] = Path(
