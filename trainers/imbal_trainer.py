@@ -83,10 +83,11 @@ class ImbalTrainer(nnUNetTrainer):
         result = super().train_step(batch)
         if not np.isfinite(result["loss"]):
             terms = ", ".join(f"{name} = {value.item():g}" for name, value in self.loss.values.items())
+            cases = ", ".join(str(key) for key in batch.get("keys", ()))
             raise NonFiniteLossError(
                 f"the loss became {result['loss']} in epoch {self.current_epoch}, iteration {self._iteration} "
-                f"({terms}) on {', '.join(map(str, batch.get('keys', ())))}. The last checkpoint in {self.output_folder} is from "
-                "before; usual causes are NaN or infinite voxels in an image and a learning rate that is too high."
+                f"({terms}) on {cases}. The last checkpoint in {self.output_folder} is from before; "
+                "usual causes are NaN or infinite voxels in an image and a learning rate that is too high."
             )
         self._iteration += 1
         return result

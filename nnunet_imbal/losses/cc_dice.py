@@ -13,7 +13,7 @@ from nnunet_imbal.registry import register_loss
 
 __all__ = ["CCDiceLoss", "cc_dice_loss"]
 
-_CONNECTIVITIES = (4, 6, 8, 18, 26)
+_CONNECTIVITIES = {2: (4, 8), 3: (6, 18, 26)}
 
 
 def cc_dice_loss(
@@ -65,7 +65,7 @@ def cc_dice_loss(
     """
     target = target > 0
     if cells is None:
-        cells = component_cells(target, _full_spacing(spacing, probs), connectivity or _full_connectivity(probs))
+        cells = component_cells(target, spacing, connectivity)
     overlap = cell_overlap(probs, target, cells)  # (3, B, C, 1 + K)
     hit, predicted, true = overlap[..., 1:]
     exists = true > 0
@@ -113,10 +113,11 @@ class CCDiceLoss(SegmentationLoss):
         **options: Unpack[CommonOptions],
     ) -> None:
         super().__init__(**options)
-        if connectivity is not None and connectivity not in _CONNECTIVITIES:
-            raise ValueError(f"connectivity must be one of {_CONNECTIVITIES} or None, got {connectivity!r}")
-        if spacing is not None and not (len(spacing) in (2, 3) and all(mm > 0 for mm in spacing)):
+        if spacing is not None and not (len(spacing) in _CONNECTIVITIES and all(mm > 0 for mm in spacing)):
             raise ValueError(f"spacing must be 2 or 3 positive numbers of mm, got {spacing!r}")
+        known = sum(_CONNECTIVITIES.values(), ()) if spacing is None else _CONNECTIVITIES[len(spacing)]
+        if connectivity is not None and connectivity not in known:
+            raise ValueError(f"connectivity must be one of {known} or None, got {connectivity!r}")
         self.spacing = None if spacing is None else tuple(float(mm) for mm in spacing)
         self.connectivity = connectivity
 
@@ -133,16 +134,3 @@ class CCDiceLoss(SegmentationLoss):
             weight=self.weight,
             reduction=self.reduction,
         )
-
-
-def _full_connectivity(probs: Tensor) -> int:
-    return 26 if probs.ndim == 5 else 8
-
-
-def _full_spacing(spacing: Sequence[float] | None, probs: Tensor) -> list[float]:
-    axes = probs.ndim - 2
-    if spacing is None:
-        return [1.0] * axes
-    if len(spacing) != axes:
-        raise ValueError(f"spacing {tuple(spacing)} has {len(spacing)} numbers, but the input has {axes} spatial axes")
-    return [float(mm) for mm in spacing]

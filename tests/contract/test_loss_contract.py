@@ -200,7 +200,7 @@ def test_R18_anisotropic_spacing(name, label_maps):
     labels = label_maps()
     value = build_loss(name, **SOFTMAX, spacing=(5.0, 0.7, 0.7))(random_logits(labels), labels)
     assert torch.isfinite(value)
-    with pytest.raises(ValueError, match="spatial axes"):
+    with pytest.raises(ValueError, match="spacing must be 3 positive numbers"):
         build_loss(name, **SOFTMAX, spacing=(1.0, 1.0))(random_logits(labels), labels)
 
 

@@ -206,7 +206,14 @@ def test_sums_stay_accurate_in_a_huge_cell():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"connectivity": 5}, {"spacing": (1, 0, 1)}, {"spacing": (1,)}, {"reduction": "avg"}]
+    "wrong",
+    [
+        {"connectivity": 5},
+        {"connectivity": 26, "spacing": (1, 1)},
+        {"spacing": (1, 0, 1)},
+        {"spacing": (1,)},
+        {"reduction": "avg"},
+    ],
 )
 def test_impossible_options(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

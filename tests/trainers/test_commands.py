@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 TRAINER = "ImbalTrainerSmoke"
@@ -50,3 +51,24 @@ def test_R43_a_typing_error_in_the_plans_stops_at_once(workspaces):
     assert done.returncode != 0
     assert "did you mean 'cc_dice'" in done.stderr
     assert "Epoch 0" not in done.stdout
+
+
+def test_R48_an_exported_model_needs_no_plugin(workspaces, tmp_path):
+    workspace = workspaces("labels")
+    model = workspace.folder / "results" / workspace.dataset / f"{TRAINER}__nnUNetPlans__3d_fullres"
+    if not (model / "fold_0" / "checkpoint_final.pth").exists():
+        workspace.run("nnUNetv2_train", workspace.dataset[7:10], "3d_fullres", "0", "-tr", TRAINER, "-device", "cpu")
+    exported = tmp_path / "exported"
+    workspace.run("nnunet-imbal", "export", model, exported)
+    checkpoint = torch.load(exported / "fold_0" / "checkpoint_final.pth", weights_only=True)
+    assert checkpoint["trainer_name"] == "nnUNetTrainer"
+    images = workspace.folder / "raw" / workspace.dataset / "imagesTs"
+    masks = []
+    for folder, environment in ((model, {}), (exported, {"nnUNet_extTrainer": "", "NNUNET_IMBAL_AUTOREGISTER": "0"})):
+        out = tmp_path / f"out_{folder.name[:4]}"
+        words = ("-i", images, "-o", out, "-m", folder, "-f", "0", "-device", "cpu", "-npp", "1", "-nps", "1")
+        workspace.run(
+            "nnUNetv2_predict_from_modelfolder", *words, "--disable_tta", "--disable_progress_bar", **environment
+        )
+        masks.append(sitk.GetArrayFromImage(sitk.ReadImage(str(out / "test0.nii.gz"))))
+    np.testing.assert_array_equal(*masks)
