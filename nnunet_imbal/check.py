@@ -6,7 +6,6 @@ Files are only read; nothing is changed, repaired or written.
 import json
 import os
 import re
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,10 +18,10 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from scipy.ndimage import find_objects
 
+from nnunet_imbal._progress import track
 from nnunet_imbal.errors import ConfigError, DataError, ImbalError, LabelError
 from nnunet_imbal.evaluation import DatasetLabels, read_dataset_labels
 from nnunet_imbal.io import FILE_ENDINGS, Volume, check_same_geometry, read_image, read_label
@@ -34,7 +33,6 @@ _VOLUMES = (".nii.gz", ".nii", ".mha", ".nrrd")  # one channel per file; a pictu
 _CHANNEL = re.compile(r"(.+)_\d{4}")
 _FOLDS = 5
 _RAW = "nnUNet_raw"
-_QUIET_SECONDS = 2.0
 _FAULTS = (ImbalError, OSError, MemoryError)
 
 
@@ -97,7 +95,7 @@ def check_dataset(folder: str | Path, *, workers: int = 2) -> list[Problem]:
         raise ConfigError(f"workers is {workers}; expected 1 or more")
     dataset, problems = _open(Path(folder))
     seen: list[set[int]] = []
-    for found, values in _show_progress(_examine_all(dataset, workers), len(dataset.cases)):
+    for found, values in track(_examine_all(dataset, workers), len(dataset.cases), "Checking"):
         problems += found
         if values is not None:
             seen.append(values)
@@ -419,21 +417,3 @@ def _absent_classes(dataset: _Dataset, seen: list[set[int]]) -> Iterator[Problem
         if occurring.isdisjoint(values):
             fault = LabelError(f"class {name} ({', '.join(map(str, values))}) occurs in none of {len(seen)} label maps")
             yield _problem(fault, "", dataset.description, serious=False)
-
-
-def _show_progress(
-    examined: Iterator[tuple[list[Problem], set[int] | None]], total: int
-) -> Iterator[tuple[list[Problem], set[int] | None]]:
-    """A bar on stderr that comes only when there is something to wait for."""
-    columns = (TextColumn("Checking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    progress, begin = Progress(*columns, console=Console(stderr=True)), time.monotonic()
-    task = progress.add_task("", total=total)
-    try:
-        for case in examined:
-            progress.advance(task)
-            if not progress.live.is_started and time.monotonic() - begin > _QUIET_SECONDS:
-                progress.start()
-            yield case
-    finally:
-        if progress.live.is_started:  # stop() alone would print an empty line
-            progress.stop()

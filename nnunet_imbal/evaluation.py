@@ -7,7 +7,6 @@ whose true label is ``ignore`` are left out of every number.
 import json
 import math
 import multiprocessing
-import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -23,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from scipy.ndimage import find_objects
 
+from nnunet_imbal._progress import track
 from nnunet_imbal._version import __version__
 from nnunet_imbal.errors import ConfigError, DataError, ImbalError, LabelError
 from nnunet_imbal.io import Volume, check_same_geometry, list_label_files, read_label, write_atomically
@@ -139,7 +138,7 @@ def evaluate_folders(
     with _executor(min(workers, len(pairs))) as executor:
         labels = declared or _observed_labels(pairs, Path(reference), executor)
         measure = partial(_evaluate_case, labels=labels, settings=settings)
-        cases = list(_show_progress(_map(executor, measure, pairs), len(pairs)))
+        cases = list(track(_map(executor, measure, pairs), len(pairs), "Measuring"))
     summary = {name: _summarise([case["classes"][name] for case in cases]) for name in labels.classes}
     result = {
         "schema": SCHEMA,
@@ -469,24 +468,3 @@ def _executor(workers: int) -> Iterator[Executor | None]:
 
 def _map(executor: Executor | None, function: Any, items: list[Any]) -> Iterator[Any]:
     return executor.map(function, items) if executor else map(function, items)
-
-
-def _show_progress(cases: Iterator[Json], total: int) -> Iterator[Json]:
-    """A bar on stderr; where nobody watches, only if it takes more than two seconds."""
-    console = Console(stderr=True)
-    columns = (TextColumn("Measuring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    progress = Progress(*columns, console=console)
-    task, begin = progress.add_task("", total=total), time.monotonic()
-    watched = console.is_terminal
-    try:
-        if watched:
-            progress.start()
-        for case in cases:
-            progress.advance(task)
-            if not watched and time.monotonic() - begin > 2:
-                watched = True
-                progress.start()
-            yield case
-    finally:
-        if watched:
-            progress.stop()

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from nnunet_imbal import check
+from nnunet_imbal import _progress
 from nnunet_imbal.check import check_dataset, find_dataset, print_problems
 from nnunet_imbal.cli import app, main
 from nnunet_imbal.errors import ConfigError
@@ -333,7 +333,7 @@ def test_no_worker_is_refused(folder):
 def test_progress_bar_comes_after_two_seconds(folder, monkeypatch, capsys):
     check_dataset(folder)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(check, "_QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(_progress, "PATIENCE_SECONDS", 0.0)
     check_dataset(folder)
     assert "Checking" in capsys.readouterr().err
 
