@@ -103,24 +103,25 @@ def check_dataset(folder: str | Path, *, workers: int = 2) -> list[Problem]:
     return sorted(problems, key=lambda problem: (not problem.serious, problem.case))
 
 
-def find_dataset(name: str) -> Path:
-    """Find a raw dataset by its path, number or name.
+def find_dataset(name: str, variable: str = _RAW) -> Path:
+    """Find a dataset by its path, number or name.
 
     Args:
         name: A folder, or a dataset number (``4``) or name (``Dataset004_Hippocampus``) in ``$nnUNet_raw``. A folder
             whose name is a number is written ``./4``.
+        variable: Environment variable that names the folder of datasets.
 
     Returns:
         The dataset folder.
 
     Raises:
-        ConfigError: There is no such folder, several datasets have this number, or ``nnUNet_raw`` is not set.
+        ConfigError: There is no such folder, several datasets have this number, or the variable is not set.
     """
     if not name.isdecimal() and Path(name).is_dir():
         return Path(name)
-    raw = os.environ.get(_RAW)
+    raw = os.environ.get(variable)
     if not raw:
-        raise ConfigError(f"{name} is no folder, and nnUNet_raw is not set: export nnUNet_raw=<folder>, or give a path")
+        raise ConfigError(f"{name} is no folder, and {variable} is not set: export {variable}=<folder>, or give a path")
     pattern = f"Dataset{int(name):03d}_*" if name.isdecimal() else "Dataset*"
     datasets = {path.name: path for path in sorted(Path(raw).glob(pattern)) if path.is_dir()}
     found = list(datasets) if name.isdecimal() else [each for each in datasets if each == name]
@@ -129,7 +130,7 @@ def find_dataset(name: str) -> Path:
     if found:
         raise ConfigError(f"{raw} holds {' and '.join(found)}; nnU-Net cannot tell them apart, renumber one of them")
     present = sorted(path.name for path in Path(raw).glob("Dataset*"))
-    raise ConfigError(f"{name} is no folder, and no dataset in nnUNet_raw={raw}, which holds {_shorten(present)}")
+    raise ConfigError(f"{name} is no folder, and no dataset in {variable}={raw}, which holds {_shorten(present)}")
 
 
 def print_problems(folder: str | Path, problems: list[Problem], console: Console | None = None) -> int:

@@ -33,6 +33,23 @@ def _options(
 
 
 @app.command()
+def configure(
+    dataset: Annotated[str, typer.Argument(help="Number, name or folder of a planned dataset (nnUNet_preprocessed).")],
+    name: Annotated[str, typer.Option("--name", help="Name of the new configuration, e.g. 3d_fullres_cc.")],
+    loss: Annotated[list[str], typer.Option("--loss", help="Registered name[=weight], e.g. cc_dice=0.5; repeatable.")],
+    source: Annotated[str, typer.Option("--from", help="Configuration to start from.")] = "3d_fullres",
+    plans: Annotated[str, typer.Option("--plans", "-p", help="Plans identifier.")] = "nnUNetPlans",
+) -> None:
+    """Add a configuration with other losses to a dataset's plans, ready for `nnUNetv2_train ... -tr ImbalTrainer`."""
+    from nnunet_imbal.check import find_dataset
+    from nnunet_imbal.configure import add_configuration, parse_term
+
+    folder = find_dataset(dataset, "nnUNet_preprocessed")
+    terms = [parse_term(words) for words in loss]
+    typer.echo(add_configuration(folder / f"{plans}.json", source=source, name=name, terms=terms))
+
+
+@app.command()
 def evaluate(
     prediction: Annotated[Path, typer.Argument(help="Folder with predicted label maps.")],
     reference: Annotated[Path, typer.Argument(help="Folder with the expert's label maps, same file names.")],
