@@ -5,7 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["LabelSpec", "check_labels", "to_one_hot"]
+__all__ = ["LabelSpec", "check_labels", "plain_tensor", "to_one_hot"]
+
+
+def plain_tensor(tensor: Tensor) -> Tensor:
+    """Drop tensor subclasses such as MONAI's MetaTensor, whose bookkeeping is slow and breaks compilation."""
+    return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
 
 
 def to_one_hot(labels: Tensor, num_classes: int) -> Tensor:

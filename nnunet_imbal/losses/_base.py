@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss
 from typing_extensions import Unpack
 
-from nnunet_imbal.labels import check_labels, to_one_hot
+from nnunet_imbal.labels import check_labels, plain_tensor, to_one_hot
 
 __all__ = ["CommonOptions", "SegmentationLoss"]
 
@@ -100,7 +100,9 @@ class SegmentationLoss(_Loss):
         Raises:
             ValueError: shapes or devices do not fit, or the label map holds an impossible value.
         """
-        probs, truth, counts = self._prepare(_plain(input), _plain(target), None if mask is None else _plain(mask))
+        probs, truth, counts = self._prepare(
+            plain_tensor(input), plain_tensor(target), None if mask is None else plain_tensor(mask)
+        )
         return self.compute(probs, truth, counts)
 
     def compute(self, probs: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
@@ -145,11 +147,6 @@ class SegmentationLoss(_Loss):
             return
         check_labels(labels, num_classes)
         self._labels_checked = True
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """Drop tensor subclasses such as MONAI's MetaTensor, whose bookkeeping is slow and breaks compilation."""
-    return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
 
 
 def _with_channel(tensor: Tensor, logits: Tensor, what: str) -> Tensor:

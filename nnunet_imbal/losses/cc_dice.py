@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from nnunet_imbal.labels import plain_tensor
 from nnunet_imbal.losses._base import CommonOptions, SegmentationLoss
 from nnunet_imbal.losses._reduce import reduce_components
 from nnunet_imbal.ops import cell_overlap, component_cells
@@ -66,7 +67,7 @@ def cc_dice_loss(
     target = target > 0
     if cells is None:
         cells = component_cells(target, spacing, connectivity)
-    overlap = cell_overlap(probs, target, cells)  # (3, B, C, 1 + K)
+    overlap = cell_overlap(probs, target, plain_tensor(cells))  # (3, B, C, 1 + K)
     hit, predicted, true = overlap[..., 1:]
     exists = true > 0
     # The guard keeps unused ids from dividing 0 by 0 when both smoothing terms are 0.

@@ -14,7 +14,7 @@ class WeightedSum(nn.Module):
     """Weighted sum of losses that share one input and target. A loss of weight 0 is not computed.
 
     Args:
-        losses: modules called as ``loss(input, target, mask)``.
+        losses: modules called as ``loss(input, target)``, or with a third argument if a mask is given.
         weights: one factor of at least 0 per loss, at least one of them above 0.
 
     Raises:
@@ -37,7 +37,8 @@ class WeightedSum(nn.Module):
 
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Sum over the losses; arguments as in `SegmentationLoss.forward`."""
-        parts = [w * loss(input, target, mask) for w, loss in zip(self.weights, self.losses, strict=True) if w]
+        arguments = (input, target) if mask is None else (input, target, mask)  # MONAI's losses take no mask
+        parts = [w * loss(*arguments) for w, loss in zip(self.weights, self.losses, strict=True) if w]
         return torch.stack(parts).sum(0)
 
 
