@@ -1,0 +1,253 @@
+"""What does ImbalTrainer cost? Time of one training iteration over that of stock nnU-Net, same patch, batch, network.
+
+Both trainers live in one process and take turns (A, B, A, B, ...), so that what else the machine does hits both alike.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from _machine import describe_machine, machine_lines
+from numpy.typing import NDArray
+
+import numba_kernels
+from nnunet_imbal.ops import cell_overlap, component_cells
+from nnunet_imbal.phantoms import LesionPhantom
+
+PATIENTS = ("07", "26")
+NAME, CONFIGURATION = "Dataset700_IterationTime", "3d_fullres"
+DATASET = {"channel_names": {"0": "MR", "1": "MR"}, "labels": {"background": 0, "lesion": 1}, "file_ending": ".nii.gz"}
+
+
+def phantom_labels(patch: int, batch: int) -> NDArray[np.uint8]:
+    """Patches with 30 artificial lesions each, most of them tiny: ``(B, Z, Y, X)``."""
+    phantom = LesionPhantom(
+        shape=(patch,) * 3, spacing=(1, 1, 1), count_median=30, count_log_sd=0, volume_range_mm3=(2, 3000)
+    )
+    return np.stack([phantom.training_case(0, index).label.T for index in range(batch)])
+
+
+def patient_labels(data: Path, patch: int, batch: int) -> NDArray[np.uint8]:
+    """From each patient in turn, the patch around the lesion with the most neighbours: ``(B, Z, Y, X)``."""
+    return np.stack([_richest_patch(data / f"patient{PATIENTS[i % 2]}_gold.nii.gz", patch) for i in range(batch)])
+
+
+def _richest_patch(path: Path, patch: int) -> NDArray[np.uint8]:
+    gold = sitk.GetArrayFromImage(sitk.ReadImage(str(path))) > 0.5
+    lesions, count = numba_kernels.connected_components(gold, 26)
+    centres = np.array([np.argwhere(lesions == number).mean(0) for number in range(1, count + 1)])
+    corners = np.clip(centres.round().astype(int) - patch // 2, 0, np.array(gold.shape) - patch)
+    inside = [np.all((centres >= corner) & (centres < corner + patch), axis=1).sum() for corner in corners]
+    box = tuple(slice(start, start + patch) for start in corners[int(np.argmax(inside))])
+    return gold[box].astype(np.uint8)
+
+
+def make_batch(labels: NDArray[np.uint8], scales: list[list[float]], seed: int) -> dict[str, Any]:
+    """What nnU-Net's loader would hand over: noise as image, and the target at every resolution."""
+    data = torch.randn(len(labels), 2, *labels.shape[1:], generator=torch.Generator().manual_seed(seed))
+    full = torch.from_numpy(labels)[:, None].float()
+    sizes = [[round(n * s) for n, s in zip(labels.shape[1:], scale, strict=True)] for scale in scales]
+    return {"data": data, "target": [torch.nn.functional.interpolate(full, size) for size in sizes]}
+
+
+def make_plans(patch: int, batch: int) -> dict[str, Any]:
+    """A plans file with the network that nnU-Net's planner gives a patch of this size at 1 mm."""
+    from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+
+    _, strides, kernels, _, _ = get_pool_and_conv_props((1, 1, 1), (patch,) * 3, 4, 999)
+    stages = len(strides)
+    network = {
+        "n_stages": stages,
+        "features_per_stage": [min(320, 32 * 2**stage) for stage in range(stages)],
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": kernels,
+        "strides": strides,
+        "n_conv_per_stage": [2] * stages,
+        "n_conv_per_stage_decoder": [2] * (stages - 1),
+        "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+    configuration = {
+        "data_identifier": "none",
+        "patch_size": [patch] * 3,
+        "batch_size": batch,
+        "spacing": [1.0, 1.0, 1.0],
+        "batch_dice": False,
+        "architecture": {
+            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+            "arch_kwargs": network,
+            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+        },
+    }
+    return {
+        "dataset_name": NAME,
+        "plans_name": "nnUNetPlans",
+        "label_manager": "LabelManager",
+        "configurations": {CONFIGURATION: configuration},
+        "continue_training": False,
+    }
+
+
+def make_trainer(cls: Any, patch: int, batch: int, device: str, seed: int) -> Any:
+    """A trainer ready for ``train_step``, without a dataset."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("raw", "preprocessed", "results"):
+            os.environ[f"nnUNet_{name}"] = str(Path(folder) / name)
+        empty = Path(folder) / "preprocessed" / NAME / "none" / "case.b2nd"  # nnU-Net looks at the ending only
+        empty.parent.mkdir(parents=True)
+        empty.touch()
+        torch.manual_seed(seed)
+        trainer = cls(make_plans(patch, batch), CONFIGURATION, 0, DATASET, torch.device(device))
+        trainer.initialize()
+        trainer.print_to_log_file = lambda *words, **options: None  # its folder is about to vanish
+    trainer.network.train()
+    return trainer
+
+
+def measure(labels: NDArray[np.uint8], iterations: int, warm_up: int, device: str, seed: int) -> dict[str, Any]:
+    """Times in ms of one process: both trainers in turns, then our two operators alone."""
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    from trainers import ImbalTrainer
+
+    batch, patch = labels.shape[:2]
+    pair = [make_trainer(cls, patch, batch, device, seed) for cls in (nnUNetTrainer, ImbalTrainer)]
+    samples = make_batch(labels, pair[0]._get_deep_supervision_scales(), seed)
+    times = np.array(
+        [[_time_ms(lambda t=t: t.train_step(samples), device) for t in pair] for _ in range(warm_up + iterations)]
+    )[warm_up:]
+    mask = samples["target"][0].to(device) > 0
+    cells, probs = component_cells(mask, None, 26), torch.rand(mask.shape, device=device)
+    alone = {
+        "component_cells_ms": lambda: component_cells(mask, None, 26),
+        "cell_overlap_ms": lambda: cell_overlap(probs, mask, cells),
+    }
+    return {
+        "components": cells.flatten(1).amax(1).tolist(),
+        "stock_ms": times[:, 0].tolist(),
+        "imbal_ms": times[:, 1].tolist(),
+        **{name: [_time_ms(work, device) for _ in range(iterations)] for name, work in alone.items()},
+    }
+
+
+def _time_ms(work: Callable[[], object], device: str) -> float:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    begin = time.perf_counter()
+    work()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return 1000 * (time.perf_counter() - begin)
+
+
+def run_benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Each patch size and label map in processes of their own, one after the other."""
+    machine, rows = describe_machine(arguments.device), []
+    for patch in arguments.patch:
+        maps = {"phantom": phantom_labels(patch, arguments.batch)}
+        if arguments.data:
+            maps["patients"] = patient_labels(arguments.data, patch, arguments.batch)
+        for name, labels in maps.items():
+            words = (labels, arguments.iterations, arguments.warm_up, arguments.device)
+            processes = [_in_new_process(*words, seed) for seed in range(arguments.processes)]
+            rows.append({"patch": patch, "labels": name, "batch": arguments.batch, "processes": processes})
+            print(_row(_cells(rows[-1])), flush=True)
+    return {
+        "machine": machine,
+        "settings": {name: getattr(arguments, name) for name in ("iterations", "warm_up", "processes", "device")},
+        "rows": rows,
+    }
+
+
+def _in_new_process(*words: Any) -> dict[str, Any]:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+        return executor.submit(measure, *words).result()
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The result as a page: the ratio first."""
+    settings = result["settings"]
+    columns = ["patch", "labels", "components", "**ratio**", "ratio of each process", "stock ms [IQR]"]
+    columns += ["ImbalTrainer ms [IQR]", "component_cells ms", "cell_overlap ms"]
+    lines = [
+        "# Time of one training iteration: ImbalTrainer over stock nnU-Net",
+        "",
+        _row(columns),
+        _row(["---"] * len(columns)),
+        *(_row(_cells(row)) for row in result["rows"]),
+        "",
+        "Ratio: median over processes of (median ImbalTrainer / median stock), 1 = no extra cost. Times: median and",
+        "quartiles of all iterations after warm-up, forward + backward + optimiser, without loading and augmentation.",
+        "",
+        f"- {settings['processes']} processes x {settings['iterations']} iterations of each trainer in turns, after "
+        f"{settings['warm_up']} to warm up",
+        "- network: what nnU-Net's planner gives this patch (PlainConvUNet, 32 to at most 320 features), 2 channels",
+        *machine_lines(result["machine"]),
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    processes = row["processes"]
+    ratios = [float(np.median(one["imbal_ms"]) / np.median(one["stock_ms"])) for one in processes]
+    times = {name: np.concatenate([one[name] for one in processes]) for name in processes[0] if name.endswith("_ms")}
+    return [
+        f"{row['batch']} x {row['patch']}³",
+        row["labels"],
+        " + ".join(str(number) for number in processes[0]["components"]),
+        f"**{np.median(ratios):.3f}**",
+        ", ".join(f"{ratio:.3f}" for ratio in ratios),
+        *(_spread(times[name]) for name in ("stock_ms", "imbal_ms")),
+        *(f"{np.median(times[name]):.1f}" for name in ("component_cells_ms", "cell_overlap_ms")),
+    ]
+
+
+def _spread(times: NDArray[np.float64]) -> str:
+    low, middle, high = np.quantile(times, (0.25, 0.5, 0.75))
+    return f"{middle:.0f} [{low:.0f}, {high:.0f}]"
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder open_ms_data, to measure on real lesions too")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the result")
+    parser.add_argument("--patch", type=int, nargs="+", default=[64], help="edge in voxels; several are allowed")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--iterations", type=int, default=15)
+    parser.add_argument("--warm-up", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=3)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    return parser.parse_args(words)
+
+
+def main() -> None:
+    """Measure, then write ``iteration_time.md`` and ``.json``."""
+    arguments = parse_arguments()
+    result = run_benchmark(arguments)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "iteration_time.json").write_text(json.dumps(result, indent=1) + "\n")
+    (arguments.out / "iteration_time.md").write_text(markdown(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,309 @@
+"""Real lesions: train on one patient with multiple sclerosis, find the lesions of another, and the reverse.
+
+Stock nnU-Net and ImbalTrainer get the same patches, the same first weights and the same number of steps.
+With one patient each way this shows that the chain works on real data; it cannot show which trainer is better.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import SimpleITK as sitk
+from _machine import describe_machine, machine_lines
+
+from nnunet_imbal.evaluation import evaluate_folders
+from nnunet_imbal.report import write_report
+
+HERE = Path(__file__).resolve().parent
+CHANNELS = ("FLAIR", "T1")
+PATIENTS = ("07", "26")
+CONFIGURATION = "3d_short"
+SHORT = {"nnUNetTrainer": "StockShort", "ImbalTrainer": "ImbalShort"}
+SIZES = ((0, 10), (10, 100), (100, float("inf")))  # mm³
+PATCH, BATCH, FEATURES = (48, 48, 48), 2, (16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a trainer may learn."""
+
+    epochs: int
+    iterations: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The three nnU-Net folders of one direction, all of them inside ``folder``."""
+
+    folder: Path
+    number: int
+    train: str
+    test: str
+
+    @property
+    def dataset(self) -> str:
+        """Name of the dataset, as nnU-Net wants it."""
+        return f"Dataset{self.number}_MSPatient{self.train}"
+
+    @property
+    def raw(self) -> Path:
+        """Folder with images and labels."""
+        return self.folder / "raw" / self.dataset
+
+    def run(self, command: str, *words: object, log: str, **environment: object) -> None:
+        """Run one of nnU-Net's console commands; its output goes to ``log``."""
+        path = self.folder / log
+        path.parent.mkdir(parents=True, exist_ok=True)
+        line = [str(Path(sys.executable).parent / command), *map(str, words)]
+        with path.open("w") as out:
+            done = subprocess.run(line, env=self._environment(environment), stdout=out, stderr=subprocess.STDOUT)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(line)} ended with {done.returncode}; the end of {path}:\n{_tail(path)}")
+
+    def _environment(self, extra: dict[str, object]) -> dict[str, str]:
+        return {
+            **os.environ,
+            **{f"nnUNet_{name}": str(self.folder / name) for name in ("raw", "preprocessed", "results")},
+            "nnUNet_def_n_proc": "1",
+            "nnUNet_compile": "f",
+            "nnUNet_extTrainer": str(HERE / "short_trainers"),
+            "MPLBACKEND": "agg",
+            **{name: str(value) for name, value in extra.items()},
+        }
+
+
+def write_raw_dataset(data: Path, workspace: Workspace) -> Path:
+    """Write the nnU-Net raw dataset of one direction: one training patient, one test patient.
+
+    Args:
+        data: folder with ``patientNN_FLAIR.nii.gz``, ``patientNN_T1.nii.gz`` and ``patientNN_gold.nii.gz``.
+        workspace: where to, and which patient is which.
+
+    Returns:
+        The dataset folder; the expert's labels of the test patient lie in ``labelsTs``.
+    """
+    for part, patient in (("Tr", workspace.train), ("Ts", workspace.test)):
+        images, labels = workspace.raw / f"images{part}", workspace.raw / f"labels{part}"
+        for folder in (images, labels):
+            folder.mkdir(parents=True, exist_ok=True)
+        for number, channel in enumerate(CHANNELS):
+            image = sitk.ReadImage(str(data / f"patient{patient}_{channel}.nii.gz"), sitk.sitkFloat32)
+            sitk.WriteImage(image, str(images / f"patient{patient}_{number:04d}.nii.gz"))
+        gold = sitk.ReadImage(str(data / f"patient{patient}_gold.nii.gz"), sitk.sitkFloat32) > 0.5
+        sitk.WriteImage(gold, str(labels / f"patient{patient}.nii.gz"))
+    description = {
+        "channel_names": {str(number): channel for number, channel in enumerate(CHANNELS)},
+        "labels": {"background": 0, "lesion": 1},
+        "numTraining": 1,
+        "file_ending": ".nii.gz",
+    }
+    (workspace.raw / "dataset.json").write_text(json.dumps(description, indent=1))
+    return workspace.raw
+
+
+def plan(workspace: Workspace) -> None:
+    """Plan and preprocess with nnU-Net, then derive a configuration that two processor cores can train."""
+    workspace.run(
+        "nnUNetv2_plan_and_preprocess",
+        *("-d", workspace.number, "-c", "3d_fullres", "-np", 1, "-npfp", 1, "--verify_dataset_integrity"),
+        log="logs/plan.txt",
+        nnUNet_n_proc_DA=1,  # nnU-Net 2.8 cannot plan with 0 workers
+    )
+    path = workspace.folder / "preprocessed" / workspace.dataset / "nnUNetPlans.json"
+    plans = json.loads(path.read_text())
+    plans["configurations"][CONFIGURATION] = short_configuration(plans["configurations"]["3d_fullres"])
+    path.write_text(json.dumps(plans, indent=1))
+
+
+def short_configuration(full: dict[str, Any]) -> dict[str, Any]:
+    """Make nnU-Net's planned configuration smaller: patch, batch and a network of four stages."""
+    stages = len(FEATURES)
+    architecture = json.loads(json.dumps(full["architecture"]))
+    architecture["arch_kwargs"].update(
+        n_stages=stages,
+        features_per_stage=FEATURES,
+        kernel_sizes=[[3, 3, 3]] * stages,
+        strides=[[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
+        n_conv_per_stage=[2] * stages,
+        n_conv_per_stage_decoder=[2] * (stages - 1),
+    )
+    return {"inherits_from": "3d_fullres", "patch_size": PATCH, "batch_size": BATCH, "architecture": architecture}
+
+
+def train(workspace: Workspace, trainer: str, budget: Budget, device: str) -> dict[str, Any]:
+    """Train and return what the log says."""
+    begin = time.monotonic()
+    workspace.run(
+        "nnUNetv2_train",
+        *(workspace.number, CONFIGURATION, "all", "-tr", SHORT[trainer], "-device", device),
+        log=f"logs/train_{trainer}.txt",
+        nnUNet_n_proc_DA=0,  # patches are drawn in the training process: only so are they the same for all trainers
+        BENCHMARK_EPOCHS=budget.epochs,
+        BENCHMARK_ITERATIONS=budget.iterations,
+        BENCHMARK_SEED=budget.seed,
+    )
+    log = (workspace.folder / f"logs/train_{trainer}.txt").read_text()
+    return {
+        "command_s": round(time.monotonic() - begin, 1),
+        "epochs_s": round(sum(map(float, re.findall(r"Epoch time: ([\d.]+)", log))), 1),
+        "last_train_loss": float(re.findall(r"train_loss (\S+)", log)[-1]),
+        "patches_checksum": re.findall(r"Checksum of all patches: (\w+)", log)[-1],
+    }
+
+
+def predict(workspace: Workspace, trainer: str, device: str) -> Path:
+    """Predict the test patient without mirroring; return the folder."""
+    out = workspace.folder / "predictions" / trainer
+    workspace.run(
+        "nnUNetv2_predict",
+        *("-i", workspace.raw / "imagesTs", "-o", out, "-d", workspace.number, "-c", CONFIGURATION, "-f", "all"),
+        *("-tr", SHORT[trainer], "-npp", 1, "-nps", 1, "-device", device, "--disable_tta"),
+        log=f"logs/predict_{trainer}.txt",
+    )
+    return out
+
+
+def measure(workspace: Workspace, trainer: str, prediction: Path) -> dict[str, Any]:
+    """Evaluate one prediction, write its report page, and return the numbers of the table."""
+    path = workspace.folder / f"evaluation_{trainer}.json"
+    result = evaluate_folders(prediction, workspace.raw / "labelsTs", path, workers=1)
+    title = f"{trainer}, trained on patient {workspace.train}"
+    write_report(path, workspace.folder / f"report_{trainer}.html", images=workspace.raw / "imagesTs", title=title)
+    summary, case = result["summary"]["lesion"], result["cases"][0]["classes"]["lesion"]
+    return {
+        "dice": summary["dice"]["mean"],
+        **{key: summary[key] for key in ("lesions", "detected", "recall", "precision", "f1")},
+        "false_positives_per_case": summary["false_positives_per_case"],
+        "by_size_mm3": [_found(case["lesions"], low, high) for low, high in SIZES],
+        "volume_reference_mm3": case["volume_reference_mm3"],
+        "volume_prediction_mm3": case["volume_prediction_mm3"],
+    }
+
+
+def _found(lesions: list[dict[str, Any]], low: float, high: float) -> dict[str, Any]:
+    within = [lesion["detected"] for lesion in lesions if low <= lesion["volume_mm3"] < high]
+    return {"from": low, "below": None if high == float("inf") else high, "lesions": len(within), "found": sum(within)}
+
+
+def calibrate(workspace: Workspace, seed: int, minutes: float, device: str) -> Budget:
+    """Turn minutes per training into a number of epochs, by timing ten steps of stock nnU-Net."""
+    seconds = train(workspace, "nnUNetTrainer", Budget(1, 10, seed), device)["epochs_s"] / 10
+    return Budget(max(1, round(60 * minutes / seconds / 50)), 50, seed)
+
+
+def run_benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Both directions, all trainers, one after the other."""
+    result: dict[str, Any] = {"machine": describe_machine(arguments.device), "runs": []}
+    budget = Budget(arguments.epochs, arguments.iterations, arguments.seed)
+    for number, (first, second) in enumerate((PATIENTS, PATIENTS[::-1]), start=701):
+        workspace = Workspace(arguments.out / f"train_on_{first}", number, first, second)
+        write_raw_dataset(arguments.data, workspace)
+        plan(workspace)
+        if arguments.minutes and not result["runs"]:
+            budget = calibrate(workspace, arguments.seed, arguments.minutes, arguments.device)
+        result["settings"] = {**asdict(budget), "patch": PATCH, "batch": BATCH, "features": FEATURES}
+        for trainer in arguments.trainers:
+            print(f"patient {first} -> patient {second}, {trainer}, {budget}", flush=True)
+            learned = train(workspace, trainer, budget, arguments.device)
+            numbers = measure(workspace, trainer, predict(workspace, trainer, arguments.device))
+            result["runs"].append({"train": first, "test": second, "trainer": trainer, **learned, **numbers})
+            write_results(result, arguments.out)
+    return result
+
+
+def write_results(result: dict[str, Any], out: Path) -> None:
+    """Write ``ms_two_patients.json`` and ``.md``; called after every run, so that an interrupted one loses nothing."""
+    (out / "ms_two_patients.json").write_text(json.dumps(result, indent=1) + "\n")
+    (out / "ms_two_patients.md").write_text("\n".join([*_heading(result), "", *_table(result["runs"]), ""]))
+
+
+def _heading(result: dict[str, Any]) -> list[str]:
+    settings = result["settings"]
+    per_test: dict[str, set[str]] = {}
+    for run in result["runs"]:
+        per_test.setdefault(run["test"], set()).add(run["patches_checksum"])
+    same = all(len(checksums) == 1 for checksums in per_test.values())
+    return [
+        "# Two patients with multiple sclerosis",
+        "",
+        "**One training patient and one test patient each way, one seed: no statistical claim.** The numbers show",
+        "that the whole chain runs on real data and what minutes on a processor give; they do not rank the trainers.",
+        "",
+        "- data: `open_ms_data/`, patients 07 and 26, FLAIR + T1, expert consensus (Lesjak et al. 2017, CC-BY)",
+        f"- budget: {settings['epochs']} epochs x {settings['iterations']} iterations, batch {settings['batch']}, "
+        f"patch {'x'.join(map(str, settings['patch']))}, features {'-'.join(map(str, settings['features']))}, "
+        f"fold `all`, seed {settings['seed']}, last checkpoint, no test-time mirroring",
+        f"- the trainers saw the same patches: {'yes' if same else 'NO'} (checksum of all training patches)",
+        "- a lesion is found if one voxel of it is predicted; 26 neighbours make one lesion; 1 mm³ voxels",
+        *machine_lines(result["machine"]),
+    ]
+
+
+def _table(runs: list[dict[str, Any]]) -> list[str]:
+    sizes = [f"found {low}-{high} mm³" if high < float("inf") else f"found ≥ {low} mm³" for low, high in SIZES]
+    columns = ["train → test", "trainer", "Dice", "found", *sizes, "recall", "precision", "F1", "false+ per case"]
+    columns += ["volume mm³ (true)", "train s", "last loss"]
+    return [_row(columns), _row(["---"] * len(columns)), *(_row(_cells(run)) for run in runs)]
+
+
+def _cells(run: dict[str, Any]) -> list[str]:
+    return [
+        f"{run['train']} → {run['test']}",
+        run["trainer"],
+        _number(run["dice"]),
+        f"{run['detected']}/{run['lesions']}",
+        *(f"{size['found']}/{size['lesions']}" for size in run["by_size_mm3"]),
+        *(_number(run[key]) for key in ("recall", "precision", "f1")),
+        f"{run['false_positives_per_case']:g}",
+        f"{run['volume_prediction_mm3']:.0f} ({run['volume_reference_mm3']:.0f})",
+        f"{run['epochs_s']:.0f}",
+        f"{run['last_train_loss']:.3f}",
+    ]
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _tail(path: Path, lines: int = 25) -> str:
+    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+
+
+def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder open_ms_data with patientNN_{FLAIR,T1,gold}.nii.gz")
+    parser.add_argument("out", type=Path, help="folder for everything the benchmark makes")
+    parser.add_argument(
+        "--minutes", type=float, help="training time per run: a step is timed, then all runs take as many"
+    )
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--iterations", type=int, default=50, help="steps per epoch")
+    parser.add_argument("--trainers", nargs="+", choices=sorted(SHORT), default=list(SHORT))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    return parser.parse_args(words)
+
+
+def main() -> None:
+    """Run, then print the table."""
+    arguments = parse_arguments()
+    arguments.out = arguments.out.resolve()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    print("\n".join(_table(run_benchmark(arguments)["runs"])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""The two trainers of the comparison, cut short alike. nnU-Net finds them through ``nnUNet_extTrainer``.
+
+Budget and seed come from the environment: ``BENCHMARK_EPOCHS``, ``BENCHMARK_ITERATIONS``, ``BENCHMARK_SEED``.
+"""
+
+import os
+import random
+import zlib
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from trainers import ImbalTrainer
+
+
+class _Short:
+    """Budget and random numbers; everything that makes a trainer what it is stays untouched.
+
+    The state of the generators depends on the number of steps only, not on the loss. Hence two trainers with one
+    seed start from the same weights and see the same patches; the checksum in the log lets the benchmark prove it.
+    """
+
+    _checksum = 0
+
+    def on_train_start(self):
+        self.num_epochs = int(os.environ["BENCHMARK_EPOCHS"])
+        self.num_iterations_per_epoch = int(os.environ["BENCHMARK_ITERATIONS"])
+        self.num_val_iterations_per_epoch = 1  # nnU-Net wants a number to plot; here it would be measured on fold all
+        for seed in (random.seed, np.random.seed, torch.manual_seed):  # nnU-Net draws from all three
+            seed(int(os.environ["BENCHMARK_SEED"]))
+        super().on_train_start()
+
+    def train_step(self, batch):
+        self._checksum = zlib.crc32(batch["data"].numpy(), self._checksum)
+        return super().train_step(batch)
+
+    def on_train_end(self):
+        super().on_train_end()
+        self.print_to_log_file(f"Checksum of all patches: {self._checksum:08x}")
+
+    def perform_actual_validation(self, save_probabilities=False):
+        """Left out: with fold ``all`` it would predict the training case."""
+
+
+class StockShort(_Short, nnUNetTrainer):
+    """nnU-Net as it comes: Dice + CE."""
+
+
+class ImbalShort(_Short, ImbalTrainer):
+    """nnU-Net with the default of this project: Dice + CE + CC-Dice."""
