@@ -103,7 +103,9 @@ def print_findings(findings: list[Finding]) -> int:
     Returns:
         1 if there is a problem, else 0: the exit status of the command.
     """
-    table = Table("what", "state", "found", "cure")
+    table = Table()
+    for heading in ("what", "state", "found", "cure"):
+        table.add_column(heading, overflow="fold")  # a path cut short helps nobody
     for finding in findings:
         colour = _COLOURS[finding.status]
         table.add_row(finding.name, f"[{colour}]{finding.status}[/]", escape(finding.what), escape(finding.cure))
