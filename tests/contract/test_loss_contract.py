@@ -29,6 +29,12 @@ BUDGETS = Path(__file__).parents[2] / "benchmarks" / "budgets.json"
 SOFTMAX = {"softmax": True, "to_onehot_y": True}
 
 
+def needs_gpu(test):
+    """Mark a test that runs only where torch sees an NVIDIA GPU."""
+    missing = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
+    return pytest.mark.gpu(missing(test))
+
+
 def logits_for(labels, channels=3, sharpness=12.0):
     """Logits whose softmax is almost the one-hot target."""
     return (to_one_hot(labels, channels).float() - 0.5) * 2 * sharpness
@@ -120,6 +126,24 @@ def test_R11_autocast_keeps_sums_in_float32(name):
         value, grad = value_and_grad(build_loss(name, **SOFTMAX), logits, labels)
     assert value.item() == pytest.approx(build_loss(name, **SOFTMAX)(logits.double(), labels).item(), rel=1e-5)
     assert torch.isfinite(grad).all()
+
+
+@needs_gpu
+def test_R11_R12_mixed_precision_on_a_gpu(name, label_maps):
+    labels = label_maps(shape=(24, 24, 24)).cuda()
+    weights = torch.zeros(3, device="cuda", requires_grad=True)
+    optimizer, scaler = torch.optim.SGD([weights], lr=0.1), torch.GradScaler("cuda", init_scale=65_536.0)
+    loss = build_loss(name, **SOFTMAX)
+    with torch.autocast("cuda", dtype=torch.float16):
+        logits = (random_logits(labels.cpu()).cuda() + weights.view(1, 3, 1, 1, 1)).half()
+        value = loss(logits, labels)
+    scaler.scale(value).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 65_536.0  # a smaller one would mean an infinite gradient
+    assert value.dtype == torch.float32
+    on_cpu = loss(logits.detach().cpu(), labels.cpu()).item()
+    assert value.item() == pytest.approx(on_cpu, rel=1e-5)
 
 
 @pytest.mark.parametrize("empty", [False, True])
