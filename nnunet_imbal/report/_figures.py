@@ -1,0 +1,183 @@
+"""The report's plots as inline SVG that follows the page's light or dark theme."""
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from nnunet_imbal.report._words import volume
+
+__all__ = ["MAX_CLASSES", "dice_figure", "recall_figure", "size_figure"]
+
+MAX_CLASSES = 12
+
+# Stand-ins that matplotlib writes into the SVG and _to_svg swaps for what only the browser knows.
+_INK, _FOUND, _MISSED, _GRID = "#010203", "#010204", "#010205", "#010206"
+_THEME = {_INK: "currentColor", _FOUND: "var(--found)", _MISSED: "var(--missed)", _GRID: "var(--line)"}
+_STYLE: dict[Any, Any] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": _GRID,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.labelcolor": _INK,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "figure.facecolor": "none",
+    "font.size": 10,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.8,
+    "savefig.facecolor": "none",
+    "svg.fonttype": "none",
+    "text.color": _INK,
+    "text.parse_math": False,
+    "xtick.color": _GRID,
+    "xtick.labelcolor": _INK,
+    "ytick.color": _GRID,
+    "ytick.labelcolor": _INK,
+    "ytick.left": False,
+}
+_NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+
+
+def recall_figure(summary: dict[str, Any]) -> Markup:
+    """Share of lesions found in each size group (decile), one panel per class.
+
+    Args:
+        summary: ``summary`` of the evaluation file; classes without lesions are left out.
+    """
+    panels = {name: entry["recall_by_size"] for name, entry in summary.items() if entry["recall_by_size"]}
+    columns = min(len(panels), 2)
+    rows = -(-len(panels) // columns)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
+        for panel in axes.flat[len(panels) :]:
+            panel.remove()
+        for panel, (name, bins) in zip(axes.flat, panels.items(), strict=False):
+            _draw_recall(panel, name if len(panels) > 1 else "", bins)
+
+    return _to_svg("recall", (9.0, 3.4 * rows), draw)
+
+
+def dice_figure(cases: Sequence[dict[str, Any]], names: Sequence[str]) -> Markup:
+    """Dice of every case as a point, with median and quartiles, one row per class.
+
+    Args:
+        cases: ``cases`` of the evaluation file; undefined (null) values are left out.
+        names: classes to draw, top to bottom.
+    """
+    values = [[v for case in cases if (v := case["classes"][name]["dice"]) is not None] for name in names]
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.boxplot(values, orientation="horizontal", **_box_style())
+        for row, dice in enumerate(values, start=1):
+            axes.scatter(dice, row + _spread(len(dice)), s=22, color=_FOUND, alpha=0.75, linewidths=0, zorder=3)
+        axes.set(xlim=(-0.02, 1.02), xlabel="Dice per case (1 = perfect overlap)")
+        _class_rows(axes, names)
+
+    return _to_svg("dice", (9.0, 1.1 + 0.55 * len(names)), draw)
+
+
+def size_figure(cases: Sequence[dict[str, Any]], names: Sequence[str]) -> Markup:
+    """Volume of every lesion, found ones above missed ones, one row per class.
+
+    Args:
+        cases: ``cases`` of the evaluation file.
+        names: classes to draw, top to bottom.
+    """
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for row, name in enumerate(names, start=1):
+            lesions = [lesion for case in cases for lesion in case["classes"][name]["lesions"]]
+            for found, (offset, colour, marker) in {
+                True: (-0.2, _FOUND, "o"),
+                False: (0.2, _MISSED, "X"),
+            }.items():
+                volumes = [lesion["volume_mm3"] for lesion in lesions if lesion["detected"] == found]
+                label = ("found" if found else "missed") if row == 1 else None
+                heights = row + offset + 0.5 * _spread(len(volumes))
+                axes.scatter(volumes, heights, s=30, color=colour, marker=marker, alpha=0.8, linewidths=0, label=label)
+        axes.set(xscale="log", xlabel="Lesion volume")
+        axes.xaxis.set_major_formatter(lambda value, _: volume(value))
+        axes.xaxis.set_minor_formatter(lambda *_: "")
+        axes.legend(ncols=2, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
+        _class_rows(axes, names)
+
+    return _to_svg("size", (9.0, 1.4 + 0.8 * len(names)), draw)
+
+
+def _draw_recall(axes: Axes, title: str, bins: Sequence[dict[str, Any]]) -> None:
+    heights = [entry["recall"] for entry in bins]
+    axes.bar(range(len(bins)), heights, color=_FOUND, width=0.82, zorder=2)
+    axes.bar(
+        range(len(bins)),
+        [1 - height for height in heights],
+        bottom=heights,
+        color=_MISSED,
+        alpha=0.28,
+        width=0.82,
+        zorder=2,
+    )
+    for index, entry in enumerate(bins):
+        text = f"{entry['detected']}/{entry['lesions']}"
+        axes.text(index, 1.03, text, ha="center", va="bottom", fontsize=9)
+    labels = [f"{volume(entry['low_mm3'])} to\n{volume(entry['high_mm3'])}" for entry in bins]
+    axes.set_xticks(range(len(bins)), labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=8.5)
+    axes.set_yticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
+    axes.set(ylim=(0, 1.0), ylabel="found", xlabel="lesion volume (tenths, small to large)")
+    axes.set_title(title, pad=20)
+    axes.grid(visible=False, axis="x")
+
+
+def _class_rows(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_yticks(range(1, len(names) + 1), list(names))
+    axes.set_ylim(len(names) + 0.5, 0.5)
+    axes.grid(visible=False, axis="y")
+
+
+def _box_style() -> dict[str, Any]:
+    line = {"color": _INK, "linewidth": 1.2}
+    return {
+        "widths": 0.5,
+        "showfliers": False,
+        "boxprops": {"color": _INK, "linewidth": 0.8},
+        "whiskerprops": {"color": _INK, "linewidth": 0.8},
+        "capprops": {"linewidth": 0},
+        "medianprops": {**line, "linewidth": 2},
+    }
+
+
+def _spread(amount: int) -> Any:
+    """Fixed up-and-down offsets that keep equal values apart; the same data give the same picture."""
+    return 0.16 * np.sin(np.arange(amount) * 2.4)
+
+
+def _to_svg(prefix: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> Markup:
+    stream = io.StringIO()
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": prefix}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure)
+        figure.savefig(stream, format="svg", metadata=_NO_METADATA)
+    svg = stream.getvalue()
+    svg = svg[svg.index("<svg") :]
+    # Several figures share one page: their ids must not collide.
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
+    for stand_in, colour in _THEME.items():
+        svg = svg.replace(stand_in, colour)
+    return Markup(svg)  # noqa: S704 - matplotlib escapes every text it writes

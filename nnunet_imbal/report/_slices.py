@@ -1,0 +1,196 @@
+"""Slices of one case in the compact form the viewer draws: JPEG for the image, run lengths for the marks."""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from nnunet_imbal.errors import DataError, GeometryError
+from nnunet_imbal.io import Volume, check_same_geometry, read_image, read_label
+from numba_kernels.connected_components import connected_components
+
+__all__ = ["FOUND", "MAX_PIXELS", "MISSED", "ONLY_PREDICTED", "case_slices", "find_images", "mark_codes", "runs"]
+
+MAX_PIXELS = 320
+MISSED, ONLY_PREDICTED, FOUND = 1, 2, 3
+
+_JPEG_QUALITY = 80
+
+Mask: TypeAlias = NDArray[np.bool_]
+Codes: TypeAlias = NDArray[np.uint8]
+
+
+def find_images(evaluation: dict[str, Any], images: Path | None) -> dict[str, Path]:
+    """Map each case to the first channel of its image, named ``CASE_0000.*`` as nnU-Net does.
+
+    Args:
+        evaluation: parsed evaluation file.
+        images: folder to look in; None looks in ``imagesTs`` and ``imagesTr`` beside the reference folder.
+
+    Raises:
+        DataError: ``images`` is given and is not a folder.
+    """
+    if images is not None and not images.is_dir():
+        raise DataError(f"{images} is not a folder; --images expects the folder with CASE_0000 image files.")
+    beside = Path(evaluation["reference_folder"]).parent
+    folders = [beside / "imagesTr", beside / "imagesTs"] if images is None else [images]
+    files = (file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir()))
+    return {file.name.rsplit("_0000.", 1)[0]: file for file in files if "_0000." in file.name}
+
+
+def case_slices(
+    case: dict[str, Any], classes: dict[str, list[int]], image: Path | None, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Read one case and pack it for the viewer.
+
+    Args:
+        case: entry of ``cases`` in the evaluation file.
+        classes: class or region name -> label values it unites.
+        image: image file, or None for black.
+        settings: ``settings`` of the evaluation file.
+
+    Returns:
+        Dictionary of JSON values: ``rows``, ``columns``, ``aspect`` (row height / column width in mm),
+        ``factor`` (in-plane reduction), ``images`` (base64 JPEG per slice, empty without image), ``note`` and
+        ``classes`` (per class ``name``, ``open`` slice and ``runs`` per slice, see `runs`).
+
+    Raises:
+        DataError: a file is missing or cannot be read.
+        GeometryError: a label map is not on the grid that was evaluated.
+    """
+    reference, prediction = (_read_evaluated(case, role) for role in ("reference", "prediction"))
+    _, rows, columns = reference.array.shape
+    factor = -(-max(rows, columns) // MAX_PIXELS)
+    pictures, note = _pictures(image, reference, factor)
+    _, row_mm, column_mm = reference.spacing
+    # A label of the reference that belongs to no class is the ignore label: the evaluation accepts no other.
+    known = np.isin(reference.array, [0, *(value for values in classes.values() for value in values)])
+    packed = [
+        _pack_class(name, np.isin(reference.array, values), np.isin(prediction.array, values) & known, factor, settings)
+        for name, values in classes.items()
+    ]
+    return {
+        "rows": -(-rows // factor),
+        "columns": -(-columns // factor),
+        "aspect": row_mm / column_mm,
+        "factor": factor,
+        "images": pictures,
+        "note": note,
+        "classes": packed,
+    }
+
+
+def mark_codes(truth: Mask, prediction: Mask, factor: int = 1) -> Codes:
+    """Code each pixel of a slice: 0 nothing, 1 only the expert, 2 only the model, 3 both.
+
+    Args:
+        truth: ``(Y, X)`` bool.
+        prediction: ``(Y, X)`` bool.
+        factor: in-plane reduction; a block takes its most frequent mark, so that no mark ever disappears.
+
+    Returns:
+        ``(ceil(Y / factor), ceil(X / factor))`` uint8.
+
+    Example:
+        >>> mark_codes(np.array([[True, True, False]]), np.array([[False, True, True]]))
+        array([[1, 3, 2]], dtype=uint8)
+    """
+    codes = truth.astype(np.uint8) + 2 * prediction.astype(np.uint8)
+    if factor == 1:
+        return codes
+    votes = np.stack([_block_sums(codes == code, factor) for code in (MISSED, ONLY_PREDICTED, FOUND)])
+    return np.where(votes.any(axis=0), votes.argmax(axis=0) + 1, 0).astype(np.uint8)
+
+
+def runs(codes: Codes) -> list[int]:
+    """Encode one slice without loss as ``row, column, length, code`` for each run of equal marks.
+
+    Args:
+        codes: ``(Y, X)`` uint8.
+
+    Example:
+        >>> runs(np.array([[0, 1, 1, 3], [0, 0, 0, 0]], dtype=np.uint8))
+        [0, 1, 2, 1, 0, 3, 1, 3]
+    """
+    padded = np.pad(codes, ((0, 0), (1, 1)))
+    rows, columns = np.nonzero(padded[:, 1:] != padded[:, :-1])
+    marks = padded[rows, columns + 1]
+    starts = np.flatnonzero(marks)
+    lengths = columns[starts + 1] - columns[starts] if starts.size else starts
+    return np.stack([rows[starts], columns[starts], lengths, marks[starts]], axis=1).ravel().tolist()
+
+
+def _read_evaluated(case: dict[str, Any], role: str) -> Volume:
+    path = Path(case[role])
+    if not path.is_file():
+        raise DataError(
+            f"the {role} of case {case['case']!r} is no longer at {path}; "
+            "put the file back, or run `nnunet-imbal evaluate` again."
+        )
+    labels = read_label(path)
+    if list(labels.array.shape) != list(case["shape"]):
+        raise GeometryError(
+            f"{path} has shape {labels.array.shape}, but {tuple(case['shape'])} when it was evaluated; "
+            "run `nnunet-imbal evaluate` again."
+        )
+    return labels
+
+
+def _pack_class(name: str, truth: Mask, prediction: Mask, factor: int, settings: dict[str, Any]) -> dict[str, Any]:
+    interesting = _missed_lesions(truth, prediction, settings["connectivity"])
+    if not interesting.any():
+        interesting = truth if truth.any() else prediction
+    per_slice = interesting.sum(axis=(1, 2))
+    middle = len(truth) // 2
+    return {
+        "name": name,
+        "open": int(per_slice.argmax()) if per_slice.any() else middle,
+        "runs": [runs(mark_codes(t, p, factor)) for t, p in zip(truth, prediction, strict=True)],
+    }
+
+
+def _missed_lesions(truth: Mask, prediction: Mask, connectivity: int) -> Mask:
+    components, _ = connected_components(truth, connectivity)
+    return truth & ~np.isin(components, np.unique(components[prediction]))
+
+
+def _pictures(image: Path | None, reference: Volume, factor: int) -> tuple[list[str], str]:
+    if image is None:
+        return [], "No image was found for this case; the marks are shown on black."
+    try:
+        volume = read_image(image)
+        check_same_geometry(volume, reference)
+    except DataError as error:
+        return [], f"The image cannot be shown, the marks are shown on black: {error}."
+    low, high = _grey_window(volume.array)
+    pictures = [_jpeg(_to_grey(plane, low, high), factor) for plane in volume.array]
+    return pictures, f"Grey values from {low:.4g} (black) to {high:.4g} (white)."
+
+
+def _grey_window(array: NDArray[Any]) -> tuple[float, float]:
+    low, high = map(float, np.percentile(array, (0.5, 99.5)))
+    if high > low:
+        return low, high
+    low, high = float(array.min()), float(array.max())
+    return low, max(high, low + 1)
+
+
+def _to_grey(plane: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    return (np.clip((plane - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+
+
+def _jpeg(plane: NDArray[np.uint8], factor: int) -> str:
+    stream = io.BytesIO()
+    Image.fromarray(plane).reduce(factor).save(stream, format="JPEG", quality=_JPEG_QUALITY, optimize=True)
+    return base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def _block_sums(mask: Mask, factor: int) -> NDArray[np.int64]:
+    rows, columns = mask.shape
+    padded = np.pad(mask, ((0, -rows % factor), (0, -columns % factor)))
+    rows, columns = padded.shape
+    return padded.reshape(rows // factor, factor, columns // factor, factor).sum(axis=(1, 3))

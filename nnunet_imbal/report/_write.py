@@ -1,0 +1,213 @@
+"""From the evaluation file to the finished page."""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2.utils import htmlsafe_json_dumps
+from markupsafe import Markup
+
+from nnunet_imbal._progress import track
+from nnunet_imbal.errors import DataError
+from nnunet_imbal.evaluation import load_evaluation
+from nnunet_imbal.io import write_atomically
+from nnunet_imbal.report import _words
+from nnunet_imbal.report._figures import MAX_CLASSES, dice_figure, recall_figure, size_figure
+from nnunet_imbal.report._slices import case_slices, find_images
+
+__all__ = ["MAX_BYTES", "MAX_VIEWERS", "write_report"]
+
+MAX_VIEWERS = 40
+MAX_BYTES = 30_000_000
+_GENERATOR = b'<meta name="generator" content="nnunet-imbal report">'
+
+
+def write_report(
+    evaluation: Path, out: Path, *, images: Path | None = None, title: str = "Which lesions were found?"
+) -> Path:
+    """Write one HTML page that shows, without any server or network, what was found and what was missed.
+
+    Args:
+        evaluation: JSON file written by ``nnunet-imbal evaluate``; the label maps it names are read again.
+        out: HTML file to write; an older report there is replaced only when the new one is complete.
+        images: folder with ``CASE_0000`` images; None looks in ``imagesTr`` and ``imagesTs`` beside the
+            reference folder. Without a readable image the marks are shown on black, and the page says why.
+        title: heading of the page.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        DataError: the evaluation file is missing or incomplete, a label map cannot be read, ``images`` is not
+            a folder, ``out`` is a file of another kind, or the page cannot be written.
+        GeometryError: a label map has changed its shape since it was evaluated.
+
+    Example:
+        >>> write_report(Path("evaluation.json"), Path("report.html"))  # doctest: +SKIP
+        PosixPath('report.html')
+    """
+    _check_destination(out)
+    result = load_evaluation(evaluation)
+    _check_complete(result, evaluation)
+    cases = _worst_first(result["cases"])
+    page = _environment().get_template("report.html.j2")
+    html = page.render(
+        title=title,
+        result=result,
+        measured=datetime.fromtimestamp(evaluation.stat().st_mtime, tz=timezone.utc),
+        cases=cases,
+        viewers=_viewers(cases, result, find_images(result, images)),
+        findings=_findings(result),
+        figures=_figures(result),
+        max_bytes=MAX_BYTES,
+        **_assets(),
+    )
+    write_atomically(out, html.encode("utf-8", "replace"))
+    return out
+
+
+def _check_destination(out: Path) -> None:
+    """Replace an older report, but nothing else; and find out before the work, not after it."""
+    if out.is_dir():
+        raise DataError(f"{out} is a folder; expected the name of an HTML file to write.")
+    try:
+        if out.exists() and _GENERATOR not in out.read_bytes()[:4096]:
+            raise DataError(f"{out} exists and is no report of ours; it is left as it is, choose another name.")
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot write {out}: {error.strerror}") from error
+
+
+def _check_complete(result: dict[str, Any], path: Path) -> None:
+    needed = ("version", "settings", "prediction_folder", "reference_folder", "classes", "cases", "summary")
+    missing = [key for key in needed if key not in result]
+    missing += [f"summary of {name}" for name in result.get("classes", {}) if name not in result.get("summary", {})]
+    for case in result.get("cases", []):
+        missing += [
+            f"class {name} of case {case.get('case')}"
+            for name in result.get("classes", {})
+            if name not in case.get("classes", {})
+        ]
+    if missing:
+        raise DataError(f"{path} lacks {', '.join(missing[:5])}; write it again with `nnunet-imbal evaluate`.")
+
+
+def _worst_first(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Most missed lesions first; among equals the lowest Dice."""
+
+    def badness(case: dict[str, Any]) -> tuple[int, float]:
+        measured = case["classes"].values()
+        dice = [entry["dice"] for entry in measured if entry["dice"] is not None]
+        return -sum(len(_missed(entry)) for entry in measured), sum(dice) / len(dice) if dice else 2.0
+
+    return sorted(cases, key=badness)
+
+
+def _missed(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    return [lesion for lesion in entry["lesions"] if not lesion["detected"]]
+
+
+def _findings(result: dict[str, Any]) -> list[dict[str, str]]:
+    """One entry per class, lowest recall first: its name and two sentences."""
+    summary = result["summary"]
+    names = sorted(result["classes"], key=lambda name: (summary[name]["recall"] is None, summary[name]["recall"] or 0))
+    return [_finding(name, result["cases"]) for name in names]
+
+
+def _finding(name: str, cases: Sequence[dict[str, Any]]) -> dict[str, str]:
+    measured = [case["classes"][name] for case in cases]
+    false_alarms = sum(entry["false_positive_count"] for entry in measured)
+    return {
+        "name": name,
+        "lesions": _words.lesion_sentence([lesion for entry in measured for lesion in entry["lesions"]]),
+        "false_alarms": _words.false_alarm_sentence(false_alarms, len(cases)),
+    }
+
+
+def _figures(result: dict[str, Any]) -> dict[str, Markup | None]:
+    names = [finding["name"] for finding in _findings(result)][:MAX_CLASSES]
+    summary = {name: result["summary"][name] for name in names}
+    some_lesion = any(entry["recall_by_size"] for entry in summary.values())
+    return {
+        "recall": recall_figure(summary) if some_lesion else None,
+        "size": size_figure(result["cases"], names) if some_lesion else None,
+        "dice": dice_figure(result["cases"], names),
+    }
+
+
+def _viewers(cases: Sequence[dict[str, Any]], result: dict[str, Any], images: dict[str, Path]) -> list[dict[str, Any]]:
+    """Pack the slices of the worst cases until the page holds as much as a browser opens at ease."""
+    packed: list[dict[str, Any]] = []
+    size = 0
+    for case in track(cases[:MAX_VIEWERS], min(len(cases), MAX_VIEWERS), "Packing slices"):
+        slices = case_slices(case, result["classes"], images.get(case["case"]), result["settings"])
+        data = htmlsafe_json_dumps(slices, separators=(",", ":"))
+        size += len(data)
+        if packed and size > MAX_BYTES:
+            break
+        packed.append(
+            {"case": case, "slices": slices, "data": data, "first": _first_class(case), "marks": _marks(case, slices)}
+        )
+    return packed
+
+
+def _first_class(case: dict[str, Any]) -> int:
+    """Index of the class with the most missed lesions."""
+    missed = [len(_missed(entry)) for entry in case["classes"].values()]
+    return missed.index(max(missed))
+
+
+def _marks(case: dict[str, Any], slices: dict[str, Any]) -> list[dict[str, Any]]:
+    """Places to jump to: the missed lesions and the false alarms of each class, largest first."""
+    return [
+        {
+            "missed": [_mark(lesion, case, slices["factor"]) for lesion in _largest_first(_missed(entry))],
+            "false_alarms": [
+                _mark(component, case, slices["factor"]) for component in _largest_first(entry["false_positives"])
+            ],
+        }
+        for entry in (case["classes"][packed["name"]] for packed in slices["classes"])
+    ]
+
+
+def _largest_first(components: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(components, key=lambda component: -component["volume_mm3"])
+
+
+def _mark(component: dict[str, Any], case: dict[str, Any], factor: int) -> dict[str, Any]:
+    # A connected component meets every slice between its first and its last, hence also that of its centroid.
+    plane, row, column = component["centroid"]
+    radius_mm = (component["volume_mm3"] * 0.2387) ** (1 / 3)  # of a ball: V = 4/3 pi r^3
+    return {
+        "volume": _words.volume(component["volume_mm3"]),
+        "slice": round(plane),
+        "row": (row + 0.5) / factor,
+        "column": (column + 0.5) / factor,
+        "radius": radius_mm / case["spacing_mm"][2] / factor,
+    }
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("nnunet_imbal.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": _words.number, "percent": _words.percent, "volume": _words.volume}
+    environment.globals["count"] = _words.count
+    return environment
+
+
+def _assets() -> dict[str, Markup | str]:
+    """Our own style and script, and the hash by which the page's security policy knows the script."""
+    package = resources.files("nnunet_imbal.report")
+    style, script = (package.joinpath(name).read_text("utf-8") for name in ("style.css", "viewer.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return {"style": Markup(style), "script": Markup(script), "script_hash": digest}  # noqa: S704 - package files

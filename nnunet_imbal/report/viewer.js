@@ -1,0 +1,124 @@
+"use strict";
+
+// One viewer per article.case: grey image, marks of expert and model, a place to look at.
+(() => {
+  const style = getComputedStyle(document.documentElement);
+  const COLOURS = ["", "--mark-missed", "--mark-false-alarm", "--mark-found"].map((name) => style.getPropertyValue(name));
+  const CANVAS_SIZE = 960;
+  const KEYS = { ArrowUp: 1, ArrowRight: 1, PageUp: 10, ArrowDown: -1, ArrowLeft: -1, PageDown: -10, Home: -Infinity, End: Infinity };
+
+  function startViewer(article) {
+    const find = (selector) => article.querySelector(selector);
+    const data = JSON.parse(find("script").textContent);
+    const depth = data.classes[0].runs.length;
+    const canvas = find("canvas");
+    const slider = find("input[type=range]");
+    const output = find("output");
+    const select = find("select");
+    const scale = Math.max(1, Math.floor(CANVAS_SIZE / Math.max(data.columns, data.rows * data.aspect)));
+    const stretch = scale * data.aspect;
+    const state = { slice: 0, class: Number(article.dataset.firstClass), mode: "outline", place: null };
+    canvas.width = data.columns * scale;
+    canvas.height = Math.round(data.rows * stretch);
+    const pen = canvas.getContext("2d");
+
+    function codesOf(runs) {
+      const codes = new Uint8Array(data.rows * data.columns);
+      for (let i = 0; i < runs.length; i += 4) {
+        const start = runs[i] * data.columns + runs[i + 1];
+        codes.fill(runs[i + 3], start, start + runs[i + 2]);
+      }
+      return codes;
+    }
+
+    function paintAreas(runs) {
+      pen.globalAlpha = 0.55;
+      for (let i = 0; i < runs.length; i += 4) {
+        pen.fillStyle = COLOURS[runs[i + 3]];
+        pen.fillRect(runs[i + 1] * scale, runs[i] * stretch, runs[i + 2] * scale, stretch);
+      }
+      pen.globalAlpha = 1;
+    }
+
+    function paintOutlines(runs) {
+      const codes = codesOf(runs);
+      const width = Math.max(1.5, canvas.width / 320);
+      const at = (row, column) => (row < 0 || column < 0 || row >= data.rows || column >= data.columns ? 0 : codes[row * data.columns + column]);
+      codes.forEach((code, i) => {
+        if (!code) return;
+        const row = Math.floor(i / data.columns);
+        const column = i % data.columns;
+        const [left, top] = [column * scale, row * stretch];
+        pen.fillStyle = COLOURS[code];
+        if (at(row - 1, column) !== code) pen.fillRect(left, top, scale, width);
+        if (at(row + 1, column) !== code) pen.fillRect(left, top + stretch - width, scale, width);
+        if (at(row, column - 1) !== code) pen.fillRect(left, top, width, stretch);
+        if (at(row, column + 1) !== code) pen.fillRect(left + scale - width, top, width, stretch);
+      });
+    }
+
+    function paintPlace({ row, column, radius }) {
+      for (const [colour, width] of [["#000", 5], ["#fff", 2.5]]) {
+        pen.strokeStyle = colour;
+        pen.lineWidth = (width * canvas.width) / 640;
+        pen.beginPath();
+        pen.arc(column * scale, row * stretch, radius * scale + canvas.width / 30, 0, 2 * Math.PI);
+        pen.stroke();
+      }
+    }
+
+    function paint(picture) {
+      pen.fillStyle = "#000";
+      pen.fillRect(0, 0, canvas.width, canvas.height);
+      if (picture) pen.drawImage(picture, 0, 0, canvas.width, canvas.height);
+      const runs = data.classes[state.class].runs[state.slice];
+      if (state.mode === "fill") paintAreas(runs);
+      if (state.mode === "outline") paintOutlines(runs);
+      if (state.place && state.place.slice === state.slice) paintPlace(state.place);
+    }
+
+    function show(slice) {
+      state.slice = Math.min(Math.max(slice, 0), depth - 1);
+      slider.value = state.slice;
+      output.textContent = `${state.slice + 1} / ${depth}`;
+      if (!data.images.length) return paint(null);
+      const [picture, wanted] = [new Image(), state.slice];
+      picture.onload = () => { if (wanted === state.slice) paint(picture); };
+      picture.src = `data:image/jpeg;base64,${data.images[wanted]}`;
+    }
+
+    function choose(index) {
+      state.class = index;
+      state.place = null;
+      article.querySelectorAll(".findings").forEach((list) => { list.hidden = Number(list.dataset.class) !== index; });
+      show(data.classes[index].open);
+    }
+
+    function jump(button) {
+      state.place = Object.fromEntries(Object.entries(button.dataset).map(([key, value]) => [key, Number(value)]));
+      article.querySelectorAll(".jumps button").forEach((other) => other.setAttribute("aria-pressed", other === button));
+      show(state.place.slice);
+    }
+
+    slider.addEventListener("input", () => show(Number(slider.value)));
+    canvas.addEventListener("keydown", (event) => {
+      if (!(event.key in KEYS)) return;
+      event.preventDefault();
+      show(state.slice + KEYS[event.key]);
+    });
+    canvas.addEventListener("wheel", (event) => {
+      if (document.activeElement !== canvas) return; // let the page scroll past a picture nobody has clicked
+      event.preventDefault();
+      show(state.slice - Math.sign(event.deltaY));
+    }, { passive: false });
+    article.querySelectorAll("input[type=radio]").forEach((radio) => radio.addEventListener("change", () => {
+      state.mode = radio.value;
+      show(state.slice);
+    }));
+    article.querySelectorAll(".jumps button").forEach((button) => button.addEventListener("click", () => jump(button)));
+    if (select) select.addEventListener("change", () => choose(Number(select.value)));
+    choose(state.class);
+  }
+
+  document.querySelectorAll("article.case").forEach(startViewer);
+})();
