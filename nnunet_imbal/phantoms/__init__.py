@@ -1,0 +1,8 @@
+"""Small datasets to try things on: made by a formula, or real and small enough to travel with the package."""
+
+from nnunet_imbal.phantoms._case import Case, Phantom
+from nnunet_imbal.phantoms._dataset import DATASETS, write_dataset
+from nnunet_imbal.phantoms.lesions import LesionPhantom
+from nnunet_imbal.phantoms.spine import SpinePhantom
+
+__all__ = ["DATASETS", "Case", "LesionPhantom", "Phantom", "SpinePhantom", "write_dataset"]
