@@ -13,11 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from nnunet_imbal.report._words import volume
+from nnunet_imbal.report._words import volume, volume_range
 
 __all__ = ["MAX_CLASSES", "dice_figure", "recall_figure", "size_figure"]
 
 MAX_CLASSES = 12
+_LONGEST_NAME = 28
 
 # Stand-ins that matplotlib writes into the SVG and _to_svg swaps for what only the browser knows.
 _INK, _FOUND, _MISSED, _GRID = "#010203", "#010204", "#010205", "#010206"
@@ -58,17 +59,15 @@ def recall_figure(summary: dict[str, Any]) -> Markup:
         summary: ``summary`` of the evaluation file; classes without lesions are left out.
     """
     panels = {name: entry["recall_by_size"] for name, entry in summary.items() if entry["recall_by_size"]}
-    columns = min(len(panels), 2)
-    rows = -(-len(panels) // columns)
 
     def draw(figure: Figure) -> None:
-        axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
-        for panel in axes.flat[len(panels) :]:
-            panel.remove()
-        for panel, (name, bins) in zip(axes.flat, panels.items(), strict=False):
-            _draw_recall(panel, name if len(panels) > 1 else "", bins)
+        figure.set_layout_engine("constrained", h_pad=0.12)
+        axes = figure.subplots(len(panels), squeeze=False)
+        for panel, (name, bins) in zip(axes.flat, panels.items(), strict=True):
+            _draw_recall(panel, _shorten(name) if len(panels) > 1 else "", bins)
+        axes.flat[-1].set_xlabel("lesion volume, small to large")
 
-    return _to_svg("recall", (9.0, 3.4 * rows), draw)
+    return _to_svg("recall", (9.0, 2.6 * len(panels) + 0.2), draw)
 
 
 def dice_figure(cases: Sequence[dict[str, Any]], names: Sequence[str]) -> Markup:
@@ -135,16 +134,16 @@ def _draw_recall(axes: Axes, title: str, bins: Sequence[dict[str, Any]]) -> None
     for index, entry in enumerate(bins):
         text = f"{entry['detected']}/{entry['lesions']}"
         axes.text(index, 1.03, text, ha="center", va="bottom", fontsize=9)
-    labels = [f"{volume(entry['low_mm3'])} to\n{volume(entry['high_mm3'])}" for entry in bins]
-    axes.set_xticks(range(len(bins)), labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=8.5)
+    labels = [volume_range(entry["low_mm3"], entry["high_mm3"]).replace(" to ", " to\n") for entry in bins]
+    axes.set_xticks(range(len(bins)), labels, fontsize=9)
     axes.set_yticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
-    axes.set(ylim=(0, 1.0), ylabel="found", xlabel="lesion volume (tenths, small to large)")
+    axes.set(ylim=(0, 1.0), ylabel="found")
     axes.set_title(title, pad=20)
     axes.grid(visible=False, axis="x")
 
 
 def _class_rows(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_yticks(range(1, len(names) + 1), list(names))
+    axes.set_yticks(range(1, len(names) + 1), [_shorten(name) for name in names])
     axes.set_ylim(len(names) + 0.5, 0.5)
     axes.grid(visible=False, axis="y")
 
@@ -159,6 +158,11 @@ def _box_style() -> dict[str, Any]:
         "capprops": {"linewidth": 0},
         "medianprops": {**line, "linewidth": 2},
     }
+
+
+def _shorten(name: str) -> str:
+    """A name of any length must leave room for the plot."""
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _spread(amount: int) -> Any:

@@ -168,7 +168,7 @@ def _pictures(image: Path | None, reference: Volume, factor: int) -> tuple[list[
         return [], f"The image cannot be shown, the marks are shown on black: {error}."
     low, high = _grey_window(volume.array)
     pictures = [_jpeg(_to_grey(plane, low, high), factor) for plane in volume.array]
-    return pictures, f"Grey values from {low:.4g} (black) to {high:.4g} (white)."
+    return pictures, f"Grey values: {_brief(low)} is black, {_brief(high)} is white."
 
 
 def _grey_window(array: NDArray[Any]) -> tuple[float, float]:
@@ -177,6 +177,10 @@ def _grey_window(array: NDArray[Any]) -> tuple[float, float]:
         return low, high
     low, high = float(array.min()), float(array.max())
     return low, max(high, low + 1)
+
+
+def _brief(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _to_grey(plane: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:

@@ -1,9 +1,19 @@
 """Numbers and findings in words a clinician would use."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["count", "false_alarm_sentence", "lesion_sentence", "number", "percent", "volume"]
+__all__ = [
+    "count",
+    "false_alarm_sentence",
+    "keep_together",
+    "lesion_sentence",
+    "number",
+    "percent",
+    "volume",
+    "volume_range",
+]
 
 _UNDEFINED = "\N{EN DASH}"
 _ROUND_VOLUMES = [base * 10.0**power for power in range(-3, 9) for base in (1, 2, 3, 5)]
@@ -44,14 +54,37 @@ def volume(mm3: float | None) -> str:
     return f"{mm3:.0f} mm³" if mm3 >= 10 else f"{mm3:.2g} mm³"
 
 
-def count(amount: int, noun: str) -> str:
+def volume_range(low: float, high: float) -> str:
+    """Two volumes; the unit is written once if both have the same.
+
+    Example:
+        >>> volume_range(12, 40), volume_range(914, 1160), volume_range(5, 5)
+        ('12 to 40 mm³', '914 mm³ to 1.16 mL', '5 mm³')
+    """
+    (first, unit), last = volume(low).split(), volume(high)
+    if volume(low) == last:
+        return last
+    return f"{first} to {last}" if last.endswith(unit) else f"{first} {unit} to {last}"
+
+
+def count(amount: int, noun: str, plural: str = "") -> str:
     """Amount with its noun, in the plural where English wants it.
 
     Example:
-        >>> count(1, "case"), count(0, "false alarm")
-        ('1 case', '0 false alarms')
+        >>> count(1, "case"), count(0, "false alarm"), count(2, "class", "classes")
+        ('1 case', '0 false alarms', '2 classes')
     """
-    return f"{amount:,} {noun}" if amount == 1 else f"{amount:,} {noun}s"
+    return f"{amount:,} {noun if amount == 1 else plural or noun + 's'}"
+
+
+def keep_together(sentence: str) -> str:
+    r"""Tie each number to its unit, so that no line ends between them.
+
+    Example:
+        >>> keep_together("smaller than 30 mm³")
+        'smaller than 30\xa0mm³'
+    """
+    return re.sub(r"(?<=\d) (?=mm³|mL|%)", "\N{NO-BREAK SPACE}", sentence)
 
 
 def lesion_sentence(lesions: Sequence[dict[str, Any]]) -> str:

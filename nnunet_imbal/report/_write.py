@@ -46,10 +46,6 @@ def write_report(
         DataError: the evaluation file is missing or incomplete, a label map cannot be read, ``images`` is not
             a folder, ``out`` is a file of another kind, or the page cannot be written.
         GeometryError: a label map has changed its shape since it was evaluated.
-
-    Example:
-        >>> write_report(Path("evaluation.json"), Path("report.html"))  # doctest: +SKIP
-        PosixPath('report.html')
     """
     _check_destination(out)
     result = load_evaluation(evaluation)
@@ -59,12 +55,12 @@ def write_report(
     html = page.render(
         title=title,
         result=result,
+        evaluation=evaluation.resolve(),
         measured=datetime.fromtimestamp(evaluation.stat().st_mtime, tz=timezone.utc),
         cases=cases,
         viewers=_viewers(cases, result, find_images(result, images)),
         findings=_findings(result),
         figures=_figures(result),
-        max_bytes=MAX_BYTES,
         **_assets(),
     )
     write_atomically(out, html.encode("utf-8", "replace"))
@@ -200,7 +196,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _words.number, "percent": _words.percent, "volume": _words.volume}
+    words = (_words.keep_together, _words.number, _words.percent, _words.volume)
+    environment.filters |= {word.__name__: word for word in words}
     environment.globals["count"] = _words.count
     return environment
 

@@ -17,7 +17,7 @@
     const select = find("select");
     const scale = Math.max(1, Math.floor(CANVAS_SIZE / Math.max(data.columns, data.rows * data.aspect)));
     const stretch = scale * data.aspect;
-    const state = { slice: 0, class: Number(article.dataset.firstClass), mode: "outline", place: null };
+    const state = { slice: 0, class: Number(article.dataset.firstClass), mode: "outline", zoom: 1, place: null };
     canvas.width = data.columns * scale;
     canvas.height = Math.round(data.rows * stretch);
     const pen = canvas.getContext("2d");
@@ -42,7 +42,7 @@
 
     function paintOutlines(runs) {
       const codes = codesOf(runs);
-      const width = Math.max(1.5, canvas.width / 320);
+      const width = Math.max(1.5, canvas.width / 320) / state.zoom;
       const at = (row, column) => (row < 0 || column < 0 || row >= data.rows || column >= data.columns ? 0 : codes[row * data.columns + column]);
       codes.forEach((code, i) => {
         if (!code) return;
@@ -60,18 +60,30 @@
     function paintPlace({ row, column, radius }) {
       for (const [colour, width] of [["#000", 5], ["#fff", 2.5]]) {
         pen.strokeStyle = colour;
-        pen.lineWidth = (width * canvas.width) / 640;
+        pen.lineWidth = (width * canvas.width) / 640 / state.zoom;
         pen.beginPath();
-        pen.arc(column * scale, row * stretch, radius * scale + canvas.width / 30, 0, 2 * Math.PI);
+        pen.arc(column * scale, row * stretch, radius * scale + canvas.width / 30 / state.zoom, 0, 2 * Math.PI);
         pen.stroke();
       }
     }
 
+    // Enlarge around the chosen place, else around the longest run of marks, without leaving the image.
+    function view(runs) {
+      let longest = -1;
+      for (let i = 0; i < runs.length; i += 4) if (longest < 0 || runs[i + 2] > runs[longest + 2]) longest = i;
+      const marked = longest < 0 ? { row: data.rows / 2, column: data.columns / 2 } : { row: runs[longest], column: runs[longest + 1] + runs[longest + 2] / 2 };
+      const { row, column } = state.place || marked;
+      const shift = (centre, size) => Math.min(0, Math.max(size * (1 - state.zoom), size / 2 - centre * state.zoom));
+      return [state.zoom, 0, 0, state.zoom, shift(column * scale, canvas.width), shift(row * stretch, canvas.height)];
+    }
+
     function paint(picture) {
+      const runs = data.classes[state.class].runs[state.slice];
+      pen.setTransform(1, 0, 0, 1, 0, 0);
       pen.fillStyle = "#000";
       pen.fillRect(0, 0, canvas.width, canvas.height);
+      pen.setTransform(...view(runs));
       if (picture) pen.drawImage(picture, 0, 0, canvas.width, canvas.height);
-      const runs = data.classes[state.class].runs[state.slice];
       if (state.mode === "fill") paintAreas(runs);
       if (state.mode === "outline") paintOutlines(runs);
       if (state.place && state.place.slice === state.slice) paintPlace(state.place);
@@ -90,6 +102,7 @@
     function choose(index) {
       state.class = index;
       state.place = null;
+      article.querySelectorAll(".jumps button").forEach((button) => button.setAttribute("aria-pressed", false));
       article.querySelectorAll(".findings").forEach((list) => { list.hidden = Number(list.dataset.class) !== index; });
       show(data.classes[index].open);
     }
@@ -116,6 +129,10 @@
       show(state.slice);
     }));
     article.querySelectorAll(".jumps button").forEach((button) => button.addEventListener("click", () => jump(button)));
+    find(".zoom input").addEventListener("change", (event) => {
+      state.zoom = event.target.checked ? 3 : 1;
+      show(state.slice);
+    });
     if (select) select.addEventListener("change", () => choose(Number(select.value)));
     choose(state.class);
   }

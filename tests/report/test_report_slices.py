@@ -1,0 +1,163 @@
+"""What the viewer gets to draw, and the words and plots around it."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from nnunet_imbal.report._figures import dice_figure, recall_figure, size_figure
+from nnunet_imbal.report._slices import MAX_PIXELS, case_slices, mark_codes, runs
+from nnunet_imbal.report._words import lesion_sentence
+
+SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 9))
+
+
+def unpack(flat, shape):
+    """Naive twin of the viewer's codesOf."""
+    codes = np.zeros(shape, np.uint8)
+    for row, column, length, code in np.reshape(flat, (-1, 4)):
+        codes[row, column : column + length] = code
+    return codes
+
+
+@given(arrays(np.uint8, SHAPES, elements=st.integers(0, 3)))
+def test_runs_lose_nothing(codes):
+    flat = runs(codes)
+    np.testing.assert_array_equal(unpack(flat, codes.shape), codes)
+    assert all(length > 0 and code for _, _, length, code in np.reshape(flat, (-1, 4)))
+
+
+@given(arrays(bool, SHAPES), st.integers(1, 4), st.randoms(use_true_random=False))
+def test_reduction_never_hides_a_mark(truth, factor, random):
+    prediction = np.array([[random.random() < 0.3 for _ in row] for row in truth])
+    reduced = mark_codes(truth, prediction, factor)
+    for row in range(reduced.shape[0]):
+        for column in range(reduced.shape[1]):
+            block = np.s_[row * factor : (row + 1) * factor, column * factor : (column + 1) * factor]
+            inside = mark_codes(truth[block], prediction[block])
+            assert reduced[row, column] in inside
+            assert bool(reduced[row, column]) == bool(inside.any())
+
+
+@pytest.fixture
+def packed(dataset):
+    """Function (truth, prediction, image) -> what the viewer gets."""
+
+    def pack(truth, prediction, image=None):
+        content = {}
+        dataset.add(truth, prediction, image).change(content.update)
+        file = dataset.root / "imagesTs" / "case_001_0000.nii.gz"
+        return case_slices(
+            content["cases"][0], content["classes"], file if image is not None else None, {"connectivity": 26}
+        )
+
+    return pack
+
+
+def blank(shape=(9, 6, 6)):
+    return np.zeros(shape, np.uint8)
+
+
+def test_opens_at_the_slice_with_most_of_the_missed_lesions(packed):
+    truth, prediction = blank(), blank()
+    truth[1:4, 0:4, 0:4] = 1  # large, but found
+    prediction[2, 0, 0] = 1
+    truth[6:9, 5, 5] = truth[7, 4, 5] = 1
+    assert packed(truth, prediction)["classes"][0]["open"] == 7
+
+
+def test_opens_at_most_truth_if_all_was_found(packed):
+    truth = blank()
+    truth[3:6, 2, 2] = truth[5, 2, 3] = 1
+    assert packed(truth, truth)["classes"][0]["open"] == 5
+
+
+def test_opens_at_the_false_alarm_if_there_is_no_truth(packed):
+    prediction = blank()
+    prediction[8, 1, 1] = 1
+    assert packed(blank(), prediction)["classes"][0]["open"] == 8
+
+
+def test_opens_in_the_middle_if_nothing_is_marked(packed):
+    assert packed(blank(), blank())["classes"][0]["open"] == 4
+
+
+def test_marks_agree_with_the_voxels(packed, rng):
+    truth, prediction = (rng.random((2, 5, 7)) < 0.4 for _ in range(2))
+    sent = packed(truth, prediction)["classes"][0]["runs"]
+    expected = truth + 2 * prediction
+    np.testing.assert_array_equal([unpack(flat, (5, 7)) for flat in sent], expected)
+
+
+def test_pictures_are_those_of_the_image(packed, rng):
+    image = np.kron(rng.random((3, 4, 4)), np.ones((1, 16, 16))) * 1000 - 500
+    slices = packed(blank(image.shape), blank(image.shape), image)
+    for plane, coded in zip(image, slices["images"], strict=True):
+        shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(coded))), float)
+        assert np.corrcoef(shown.ravel(), plane.ravel())[0, 1] > 0.99
+
+
+def test_a_constant_image_is_no_reason_to_fail(packed):
+    assert len(packed(blank(), blank(), np.full((9, 6, 6), -1024.0))["images"]) == 9
+
+
+def test_a_large_slice_is_reduced_for_display(packed):
+    size = MAX_PIXELS + 2
+    truth = blank((1, size, 40))
+    truth[0, 4:6, 6:8] = 1
+    slices = packed(truth, truth, truth.astype(float))
+    assert (slices["factor"], slices["rows"], slices["columns"]) == (2, size // 2, 20)
+    assert slices["classes"][0]["runs"] == [[2, 3, 1, 3]]
+    assert Image.open(io.BytesIO(base64.b64decode(slices["images"][0]))).size == (20, size // 2)
+
+
+def test_the_stretch_follows_the_spacing(packed):
+    assert packed(blank(), blank())["aspect"] == pytest.approx(1.0 / 1.5)
+
+
+def test_voxels_that_nobody_annotated_are_no_false_alarm(ignoring):
+    truth, prediction = blank(), blank()
+    truth[2] = 9
+    truth[5, 1, 1] = prediction[5, 1, 1] = prediction[2, 3, 3] = 1
+    content = {}
+    ignoring.add(truth, prediction).change(content.update)
+    case = content["cases"][0]
+    sent = case_slices(case, content["classes"], None, content["settings"])["classes"][0]["runs"]
+    assert case["classes"]["lesion"]["false_positives"] == []
+    assert [z for z, flat in enumerate(sent) if flat] == [5]
+
+
+@pytest.mark.parametrize(
+    ("missed", "found", "sentence"),
+    [
+        ([], [], "The reference contains no lesion."),
+        ([], [5.0], "The only lesion was found."),
+        ([], [5.0, 6.0], "All 2 lesions were found."),
+        ([2.4], [], "1 of 1 lesion was missed; its volume is 2.4 mm³."),
+        ([10, 12, 20, 25, 28, 900], [5], "6 of 7 lesions were missed; all but one are smaller than 30 mm³."),
+        ([1500.0, 1999.0], [], "2 of 2 lesions were missed; all of them are smaller than 2 mL."),
+    ],
+)
+def test_the_sentence_about_missed_lesions(missed, found, sentence):
+    lesions = [{"volume_mm3": v, "detected": False} for v in missed]
+    lesions += [{"volume_mm3": v, "detected": True} for v in found]
+    assert lesion_sentence(lesions) == sentence
+
+
+def test_plots_show_names_as_they_are():
+    name = "<b>$x_1$</b> & Läsion 病変"
+    entry = {"dice": None, "lesions": [{"volume_mm3": 8.0, "detected": True}]}
+    bins = [{"low_mm3": 8.0, "high_mm3": 8.0, "lesions": 1, "detected": 1, "recall": 1.0}]
+    cases = [{"classes": {name: entry, "other": {"dice": 0.5, "lesions": []}}}]
+    for svg in (
+        dice_figure(cases, [name, "other"]),
+        size_figure(cases, [name, "other"]),
+        recall_figure({name: {"recall_by_size": bins}, "other": {"recall_by_size": bins}}),
+    ):
+        assert "&lt;b&gt;$x_1$&lt;/b&gt; &amp; Läsion 病変" in svg
+        assert "<b>" not in svg
