@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,7 +19,7 @@ __all__ = ["FOUND", "MAX_PIXELS", "MISSED", "ONLY_PREDICTED", "case_slices", "fi
 MAX_PIXELS = 320
 MISSED, ONLY_PREDICTED, FOUND = 1, 2, 3
 
-_JPEG_QUALITY = 80
+_JPEG_QUALITY = 75
 
 Mask: TypeAlias = NDArray[np.bool_]
 Codes: TypeAlias = NDArray[np.uint8]
@@ -68,9 +69,15 @@ def case_slices(
     pictures, note = _pictures(image, reference, factor)
     _, row_mm, column_mm = reference.spacing
     # A label of the reference that belongs to no class is the ignore label: the evaluation accepts no other.
-    known = np.isin(reference.array, [0, *(value for values in classes.values() for value in values)])
+    known = _members(reference.array, [0, *(value for values in classes.values() for value in values)])
     packed = [
-        _pack_class(name, np.isin(reference.array, values), np.isin(prediction.array, values) & known, factor, settings)
+        _pack_class(
+            name,
+            _members(reference.array, values),
+            _members(prediction.array, values) & known,
+            factor,
+            settings["connectivity"],
+        )
         for name, values in classes.items()
     ]
     return {
@@ -140,22 +147,34 @@ def _read_evaluated(case: dict[str, Any], role: str) -> Volume:
     return labels
 
 
-def _pack_class(name: str, truth: Mask, prediction: Mask, factor: int, settings: dict[str, Any]) -> dict[str, Any]:
-    interesting = _missed_lesions(truth, prediction, settings["connectivity"])
-    if not interesting.any():
-        interesting = truth if truth.any() else prediction
-    per_slice = interesting.sum(axis=(1, 2))
-    middle = len(truth) // 2
-    return {
-        "name": name,
-        "open": int(per_slice.argmax()) if per_slice.any() else middle,
-        "runs": [runs(mark_codes(t, p, factor)) for t, p in zip(truth, prediction, strict=True)],
-    }
+def _pack_class(name: str, truth: Mask, prediction: Mask, factor: int, connectivity: int) -> dict[str, Any]:
+    marked = np.flatnonzero((truth | prediction).any(axis=(1, 2)))
+    packed: list[list[int]] = [[] for _ in truth]
+    for z in marked:
+        packed[z] = runs(mark_codes(truth[z], prediction[z], factor))
+    if not marked.size:
+        return {"name": name, "open": len(truth) // 2, "runs": packed}
+    part = slice(marked[0], marked[-1] + 1)  # a class of a whole body fills few of its slices
+    best = _interesting(truth[part], prediction[part], connectivity).sum(axis=(1, 2)).argmax()
+    return {"name": name, "open": int(marked[0] + best), "runs": packed}
 
 
-def _missed_lesions(truth: Mask, prediction: Mask, connectivity: int) -> Mask:
-    components, _ = connected_components(truth, connectivity)
-    return truth & ~np.isin(components, np.unique(components[prediction]))
+def _interesting(truth: Mask, prediction: Mask, connectivity: int) -> Mask:
+    """Missed lesions; if there is none, all lesions; if there is none either, all false alarms."""
+    if not truth.any():
+        return prediction
+    components, amount = connected_components(truth, connectivity)
+    missed = np.ones(amount + 1, bool)
+    missed[0] = False
+    missed[components[prediction]] = False
+    return missed[components] if missed.any() else truth
+
+
+def _members(labels: NDArray[Any], values: Iterable[int]) -> Mask:
+    """Like np.isin, several times faster for whole numbers from 0 to 65535."""
+    table = np.zeros(np.iinfo(labels.dtype).max + 1, bool)
+    table[[value for value in values if value < len(table)]] = True
+    return table[labels]
 
 
 def _pictures(image: Path | None, reference: Volume, factor: int) -> tuple[list[str], str]:
