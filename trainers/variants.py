@@ -20,6 +20,6 @@ class ImbalTrainer_5epochs(ImbalTrainer):
 class ImbalTrainer_demo(ImbalTrainer):
     """`ImbalTrainer` for minutes on a CPU, as ``nnunet-imbal demo`` uses it."""
 
-    epochs = 10
-    iterations = 60
-    val_iterations = 4
+    epochs = 6
+    iterations = 50
+    val_iterations = 3

@@ -1,6 +1,5 @@
 """From a phantom to a complete nnU-Net raw dataset on disk."""
 
-import difflib
 import json
 import shutil
 from collections.abc import Callable
@@ -18,8 +17,9 @@ from nnunet_imbal.errors import ConfigError, DataError
 from nnunet_imbal.phantoms._case import Case, Phantom
 from nnunet_imbal.phantoms.lesions import LesionPhantom
 from nnunet_imbal.phantoms.spine import SpinePhantom
+from nnunet_imbal.registry import unknown_name
 
-__all__ = ["DATASETS", "write_dataset"]
+__all__ = ["DATASETS", "find_phantom", "write_dataset"]
 
 DATASETS: MappingProxyType[str, Callable[[], Phantom]] = MappingProxyType(
     {"phantom-lesions": LesionPhantom, "spine": SpinePhantom}
@@ -66,7 +66,7 @@ def write_dataset(
         ['lesions_000_0000.nii.gz']
     """
     _check_numbers(dataset_id, cases, test_cases)
-    phantom = _phantom(name) if isinstance(name, str) else name
+    phantom = find_phantom(name) if isinstance(name, str) else name
     target = _free_target(Path(out), dataset_id, phantom.title)
     partial = target.with_name(f".{target.name}.part")
     shutil.rmtree(partial, ignore_errors=True)  # left behind by a run that was killed
@@ -79,13 +79,15 @@ def write_dataset(
     return target
 
 
-def _phantom(name: str) -> Phantom:
-    if name in DATASETS:
-        return DATASETS[name]()
-    near = difflib.get_close_matches(name, DATASETS, n=1, cutoff=0.0)[0]
-    raise ConfigError(
-        f"There is no dataset {name!r}. Expected one of {', '.join(sorted(DATASETS))}. Did you mean {near!r}?"
-    )
+def find_phantom(name: str) -> Phantom:
+    """Return the phantom that a dataset name stands for.
+
+    Raises:
+        ConfigError: There is no such name.
+    """
+    if name not in DATASETS:
+        raise ConfigError(unknown_name("dataset", name, DATASETS))
+    return DATASETS[name]()
 
 
 def _check_numbers(dataset_id: int, cases: int, test_cases: int) -> None:

@@ -83,7 +83,7 @@ def test_nothing_half_done_is_left_behind(tmp_path):
     ("name", "numbers", "message"),
     [
         ("phantom-lesion", {}, "phantom-lesions"),
-        ("spines", {}, "Did you mean 'spine'"),
+        ("spines", {}, "did you mean 'spine'"),
         ("spine", {"dataset_id": 1000}, "1000"),
         ("spine", {"cases": 0}, "0 training"),
         ("spine", {"test_cases": -1}, "-1 test"),
