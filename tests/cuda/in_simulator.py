@@ -1,0 +1,149 @@
+"""GPU kernels in numba's simulator against their CPU twins. Run by test_simulator.py in a process of its own."""
+
+import importlib
+
+import numpy as np
+import pytest
+from numba import config, cuda
+
+import numba_kernels as cpu
+from numba_kernels import cuda as gpu
+
+pytestmark = pytest.mark.skipif(not config.ENABLE_CUDASIM, reason="needs NUMBA_ENABLE_CUDASIM=1")
+
+CONNECTIVITIES = [(2, 4), (2, 8), (3, 6), (3, 18), (3, 26)]
+SHAPES = {2: [(9, 11), (1, 9), (9, 1), (2, 70)], 3: [(6, 7, 9), (1, 7, 9), (7, 1, 9), (7, 9, 1), (1, 1, 1)]}
+
+
+class AnotherGrid(gpu.NumpyDevice):
+    """Nothing may depend on how many blocks and threads there are."""
+
+    blocks, threads = 3, 5
+
+
+def volumes(shape, classes=1, seed=0):
+    """Random maps of several densities; empty, full, checkerboard, one voxel."""
+    rng = np.random.default_rng(seed)
+    maps = [rng.integers(1, classes + 1, shape) * (rng.random(shape) < density) for density in (0.05, 0.3, 0.5, 0.7)]
+    one = np.zeros(shape)
+    one.flat[-1] = 1
+    checkerboard = np.indices(shape).sum(axis=0) % 2
+    return np.stack([*maps, np.zeros(shape), np.ones(shape), checkerboard, one]).astype(np.uint8)
+
+
+def assert_components_equal(labels, connectivity, device):
+    components, counts = gpu.connected_components(device, labels, connectivity)
+    assert components.dtype == np.int32
+    for item in range(len(labels)):
+        expected, count = cpu.connected_components(labels[item], connectivity)
+        np.testing.assert_array_equal(components[item], expected)
+        assert counts[item] == count
+
+
+@pytest.mark.parametrize(("ndim", "connectivity"), CONNECTIVITIES)
+def test_components_equal_cpu(ndim, connectivity):
+    for shape in SHAPES[ndim]:
+        assert_components_equal(volumes(shape), connectivity, gpu.NumpyDevice())
+
+
+@pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.int32, np.int64])
+def test_components_of_several_classes_and_dtypes(dtype):
+    assert_components_equal(volumes((5, 6, 8), classes=3).astype(dtype), None, AnotherGrid())
+
+
+def test_components_of_a_labyrinth():
+    """One long winding path, met by all threads at once."""
+    labels = np.zeros((1, 3, 11, 12), np.uint8)
+    labels[:, 1, ::2] = 1
+    labels[:, 1, 1::4, -1] = labels[:, 1, 3::4, 0] = 1
+    assert gpu.connected_components(AnotherGrid(), labels, 6)[1] == 1
+    assert_components_equal(labels, 6, AnotherGrid())
+
+
+def test_unknown_connectivity_is_refused():
+    with pytest.raises(ValueError, match="8"):
+        gpu.connected_components(gpu.NumpyDevice(), np.ones((1, 2, 2, 2), np.uint8), 8)
+
+
+@pytest.mark.parametrize("spacing", [None, (1.0, 1.0, 1.0), (3.0, 0.5, 1.5)])
+@pytest.mark.parametrize("shape", [(6, 7, 9), (1, 7, 9), (7, 1, 9), (7, 9, 1)])
+def test_nearest_component_equals_cpu(shape, spacing):
+    labels = np.stack([cpu.connected_components(volume)[0] for volume in volumes(shape, seed=1)])
+    cells, distance = gpu.nearest_component(gpu.NumpyDevice(), labels, spacing, return_distance=True)
+    for item in range(len(labels)):
+        expected, expected_distance = cpu.nearest_component(labels[item], spacing, return_distance=True)
+        np.testing.assert_array_equal(cells[item], expected)
+        np.testing.assert_array_equal(distance[item], expected_distance)
+
+
+@pytest.mark.parametrize("shape", SHAPES[2])
+def test_nearest_component_in_two_dimensions(shape):
+    labels = volumes(shape, classes=4).astype(np.int32)
+    cells = gpu.nearest_component(AnotherGrid(), labels, (2.0, 1.0))
+    expected = [cpu.nearest_component(each, (2.0, 1.0)) for each in labels]
+    np.testing.assert_array_equal(cells, expected)
+
+
+def test_nearest_component_works_in_parts(monkeypatch):
+    labels = volumes((3, 4, 5)).astype(np.int32)
+    module = importlib.import_module("numba_kernels.cuda.nearest_component")
+    expected = gpu.nearest_component(gpu.NumpyDevice(), labels)
+    monkeypatch.setattr(module, "_SCRATCH", 3 * 60 * module._SCRATCH_PER_VOXEL)
+    assert len(list(module._parts(labels.shape))) == 3
+    np.testing.assert_array_equal(gpu.nearest_component(gpu.NumpyDevice(), labels), expected)
+
+
+def test_distances_of_any_spacing():
+    """Where rounding decides between equal distances, the distance at least is right."""
+    spacing = (2.7, 0.71, 0.93)
+    labels = (np.random.default_rng(2).random((2, 6, 7, 8)) < 0.03).astype(np.int32)
+    _, distance = gpu.nearest_component(gpu.NumpyDevice(), labels, spacing, return_distance=True)
+    expected = [cpu.nearest_component(each, spacing, return_distance=True)[1] for each in labels]
+    np.testing.assert_allclose(distance, expected, rtol=1e-6)
+
+
+def test_bad_spacing_is_refused():
+    with pytest.raises(ValueError, match="3 positive numbers"):
+        gpu.nearest_component(gpu.NumpyDevice(), np.ones((1, 2, 2, 2), np.int32), (1.0, 1.0))
+
+
+@pytest.fixture(params=["few cells", "more cells than a table holds"])
+def cells(request):
+    rng = np.random.default_rng(3)
+    if request.param == "few cells":
+        return rng.integers(0, 4, (3, 700), np.int32)
+    return np.sort(rng.integers(0, 900, (3, 1500), np.int32), axis=1)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("device", [gpu.NumpyDevice(), AnotherGrid()], ids=["2x16", "3x5"])
+def test_overlap_equals_cpu(cells, soft, dtype, device):
+    rng = np.random.default_rng(4)
+    probs = rng.random(cells.shape).astype(dtype)
+    target = rng.random(cells.shape).astype(dtype) if soft else rng.integers(0, 2, cells.shape, np.uint8)
+    num_cells = int(cells.max()) + 2
+    sums = gpu.cell_overlap(device, probs, target, cells, num_cells)
+    grad = rng.random(sums.shape).astype(dtype)
+    gradient = gpu.cell_overlap_backward(device, grad, target, cells)
+    assert sums.dtype == np.float64
+    assert gradient.dtype == dtype
+    for item in range(len(cells)):
+        expected = cpu.cell_overlap(probs[item], target[item], cells[item], num_cells)
+        np.testing.assert_allclose(sums[:, item], expected, rtol=1e-12)
+        expected = cpu.cell_overlap_backward(grad[:, item], target[item], cells[item])
+        np.testing.assert_allclose(gradient[item], expected, rtol=1e-6)
+
+
+def test_a_block_has_work_of_several_items_and_stretches(monkeypatch):
+    """Tables are cleared between items, and no voxel is counted twice at the seams of stretches."""
+    monkeypatch.setattr(importlib.import_module("numba_kernels.cuda.component_sums"), "_STRETCH", 7)
+    cells = np.random.default_rng(5).integers(0, 3, (7, 61), np.int32)
+    ones = np.ones(cells.shape, np.float32)
+    sums = gpu.cell_overlap(AnotherGrid(), ones, ones, cells, 2)
+    expected = np.stack([np.bincount(each, minlength=3) for each in cells])
+    np.testing.assert_array_equal(sums, np.stack([expected] * 3))
+
+
+def test_this_is_the_simulator():
+    assert "simulator" in cuda.detect.__module__

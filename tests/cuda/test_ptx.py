@@ -1,0 +1,72 @@
+"""GPU kernels compile for the GPUs in use. That needs no GPU and checks the types, which the simulator does not."""
+
+from functools import cache
+from importlib import import_module
+
+import pytest
+from numba import config, cuda, types
+
+INT, LONG, FLOAT, DOUBLE, BYTE = types.int32, types.int64, types.float32, types.float64, types.uint8
+LINE = slice(None, None, 1)
+ROWS, VOLUME = (slice(None), LINE), (slice(None), slice(None), LINE)
+INTEGERS = (BYTE, INT, LONG, types.boolean)
+FLOATS = ((FLOAT, BYTE), (FLOAT, FLOAT), (DOUBLE, BYTE), (DOUBLE, DOUBLE))
+
+KERNELS = {
+    "connected_components": {
+        "_link_runs": [(labels[VOLUME], INT[ROWS]) for labels in INTEGERS],
+        "_unite": [(labels[VOLUME], INT[ROWS], LONG, LONG) for labels in INTEGERS],
+        "_flatten": [(INT[ROWS], INT[ROWS])],
+        "_number": [(INT[ROWS], INT[ROWS], INT[ROWS])],
+    },
+    "nearest_component": {
+        "_sweep_rows": [(INT[ROWS], DOUBLE[ROWS], INT[ROWS], DOUBLE)],
+        "_sweep": [(*(DOUBLE[VOLUME], INT[VOLUME]) * 2, INT[VOLUME], INT[VOLUME], DOUBLE)],
+        "_measure": [(DOUBLE[LINE], DOUBLE, FLOAT[LINE])],
+    },
+    "component_sums": {
+        "_add": [(probs[ROWS], target[ROWS], INT[ROWS], DOUBLE[VOLUME]) for probs, target in FLOATS],
+        "_gather": [(grad[VOLUME], target[ROWS], INT[ROWS], grad[ROWS]) for grad, target in FLOATS],
+    },
+}
+CASES = [(module, name) for module, names in KERNELS.items() for name in names]
+CAPABILITIES = [(8, 0), *(pytest.param(other, marks=pytest.mark.slow) for other in ((7, 5), (9, 0), (10, 0)))]
+
+pytestmark = pytest.mark.skipif(config.ENABLE_CUDASIM, reason="the simulator compiles nothing")
+
+
+def compile_ptx(function, signature, capability):
+    return cuda.compile_ptx(function, signature, cc=capability)[0]
+
+
+@cache
+def obstacle(capability):
+    """Why nothing at all can be compiled for a GPU: no libnvvm on this machine, or a numba too old to know the GPU."""
+    try:
+        ptx = compile_ptx(lambda array: None, (INT[LINE],), capability)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "" if target(capability) in ptx else f"the installed CUDA target of numba does not know {target(capability)}"
+
+
+def target(capability):
+    return f".target sm_{capability[0]}{capability[1]}"
+
+
+@pytest.mark.parametrize("module", KERNELS)
+def test_every_kernel_is_listed(module):
+    found = vars(import_module(f"numba_kernels.cuda.{module}"))
+    kernels = {name for name, value in found.items() if getattr(value, "targetoptions", {}).get("device") is False}
+    assert kernels == set(KERNELS[module])
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda pair: f"sm_{pair[0]}{pair[1]}")
+@pytest.mark.parametrize(("module", "name"), CASES)
+def test_kernel_compiles(module, name, capability):
+    if reason := obstacle(capability):
+        pytest.skip(reason)
+    kernel = getattr(import_module(f"numba_kernels.cuda.{module}"), name)
+    for signature in KERNELS[module][name]:
+        ptx = compile_ptx(kernel.py_func, signature, capability)
+        assert target(capability) in ptx
+        assert ("atom" in ptx) == (name in ("_unite", "_add"))
