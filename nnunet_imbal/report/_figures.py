@@ -12,6 +12,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from nnunet_imbal.report._words import volume, volume_range
 
@@ -111,6 +112,9 @@ def size_figure(cases: Sequence[dict[str, Any]], names: Sequence[str]) -> Markup
                 heights = row + offset + 0.5 * _spread(len(volumes))
                 axes.scatter(volumes, heights, s=30, color=colour, marker=marker, alpha=0.8, linewidths=0, label=label)
         axes.set(xscale="log", xlabel="Lesion volume")
+        low, high = axes.get_xlim()
+        # Whole powers of ten alone would leave lesions of similar size without any number on the axis.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1,) if high > 1000 * low else (1, 2, 3, 5)))
         axes.xaxis.set_major_formatter(lambda value, _: volume(value))
         axes.xaxis.set_minor_formatter(lambda *_: "")
         axes.legend(ncols=2, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)

@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from importlib import resources
 from pathlib import Path
@@ -24,6 +24,19 @@ __all__ = ["MAX_BYTES", "MAX_VIEWERS", "write_report"]
 
 MAX_VIEWERS = 40
 MAX_BYTES = 30_000_000
+_NEEDED = (
+    "version",
+    "settings",
+    "prediction_folder",
+    "reference_folder",
+    "classes",
+    "cases",
+    "summary",
+    "mean_foreground_dice",
+)
+_NEEDED_OF_SUMMARY = ("dice", "surface_dice", "hd95_mm", "recall", "recall_by_size", "false_positives_per_case")
+_NEEDED_OF_CASE = ("case", "prediction", "reference", "shape", "spacing_mm", "classes")
+_NEEDED_OF_CLASS = ("dice", "surface_dice", "hd95_mm", "lesions", "false_positives", "false_positive_count")
 _GENERATOR = b'<meta name="generator" content="nnunet-imbal report">'
 
 
@@ -80,17 +93,34 @@ def _check_destination(out: Path) -> None:
 
 
 def _check_complete(result: dict[str, Any], path: Path) -> None:
-    needed = ("version", "settings", "prediction_folder", "reference_folder", "classes", "cases", "summary")
-    missing = [key for key in needed if key not in result]
-    missing += [f"summary of {name}" for name in result.get("classes", {}) if name not in result.get("summary", {})]
-    for case in result.get("cases", []):
-        missing += [
-            f"class {name} of case {case.get('case')}"
-            for name in result.get("classes", {})
-            if name not in case.get("classes", {})
-        ]
+    missing = _lacking(result, _NEEDED, "") or ([] if result["cases"] else ["cases"])
+    if not missing:
+        missing += _lacking(result["settings"], ("connectivity", "tolerance_mm"), "settings: ")
+        missing += _lacking(result["summary"], result["classes"], "summary of ")
+        for name, entry in result["summary"].items():
+            missing += _lacking(entry, _NEEDED_OF_SUMMARY, f"summary of {name}: ")
+        for number, case in enumerate(result["cases"], start=1):
+            missing += _lacking_in_case(case, result["classes"], f"case {number}: ")
     if missing:
         raise DataError(f"{path} lacks {', '.join(missing[:5])}; write it again with `nnunet-imbal evaluate`.")
+
+
+def _lacking_in_case(case: Any, classes: Iterable[str], where: str) -> list[str]:
+    missing = _lacking(case, _NEEDED_OF_CASE, where)
+    if missing:
+        return missing
+    missing = _lacking(case["classes"], classes, f"{where}class ")
+    for name, entry in case["classes"].items():
+        missing += _lacking(entry, _NEEDED_OF_CLASS, f"{where}class {name}: ")
+    return missing
+
+
+def _lacking(content: Any, keys: Iterable[str], where: str) -> list[str]:
+    """Keys that are absent, or null where null has no meaning."""
+    if not isinstance(content, dict):
+        return [f"{where}named values"]
+    may_be_null = {"dice", "f1", "hd95_mm", "mean_foreground_dice", "precision", "recall", "surface_dice"}
+    return [f"{where}{key}" for key in keys if content.get(key) is None and not (key in may_be_null and key in content)]
 
 
 def _worst_first(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

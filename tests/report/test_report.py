@@ -219,9 +219,23 @@ def test_other_schema(two_lesions, out):
         write_report(two_lesions.change(lambda content: content.update(schema="other/2")), out)
 
 
-def test_incomplete_evaluation(two_lesions, out):
-    with pytest.raises(DataError, match="lacks summary of lesion"):
-        write_report(two_lesions.change(lambda content: content["summary"].clear()), out)
+@pytest.mark.parametrize(
+    ("break_it", "lacking"),
+    [
+        (lambda content: content["summary"].clear(), "summary of lesion"),
+        (lambda content: content["summary"]["lesion"].pop("recall_by_size"), "summary of lesion: recall_by_size"),
+        (lambda content: content["settings"].pop("connectivity"), "settings: connectivity"),
+        (lambda content: content.update(cases=None), "cases"),
+        (lambda content: content.update(cases=[]), "cases"),
+        (lambda content: content["cases"][0].pop("spacing_mm"), "case 1: spacing_mm"),
+        (lambda content: content["cases"][0]["classes"].clear(), "case 1: class lesion"),
+        (lambda content: content["cases"][0]["classes"]["lesion"].pop("dice"), "case 1: class lesion: dice"),
+    ],
+)
+def test_incomplete_evaluation(two_lesions, out, break_it, lacking):
+    with pytest.raises(DataError, match=f"lacks {lacking}; write it again"):
+        write_report(two_lesions.change(break_it), out)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(("folder", "role"), [("predictions", "prediction"), ("labelsTs", "reference")])

@@ -165,6 +165,7 @@ def _keep_screenshot(browser, name):
     height = browser.execute_script("return document.documentElement.scrollHeight")
     metrics = {"width": 1180, "height": height, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.execute_script("scrollTo(0, 0)")
     ARTIFACTS.mkdir(parents=True, exist_ok=True)
     assert browser.save_screenshot(str(ARTIFACTS / name))
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

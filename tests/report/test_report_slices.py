@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 
 import numpy as np
 import pytest
@@ -161,3 +162,10 @@ def test_plots_show_names_as_they_are():
     ):
         assert "&lt;b&gt;$x_1$&lt;/b&gt; &amp; Läsion 病変" in svg
         assert "<b>" not in svg
+
+
+@pytest.mark.parametrize("volumes", [(210.0, 300.0, 450.0), (8.0, 8.0), (1.0, 1e6)])
+def test_lesions_of_any_size_have_numbers_on_the_axis(volumes):
+    lesions = [{"volume_mm3": volume, "detected": True} for volume in volumes]
+    svg = size_figure([{"classes": {"lesion": {"lesions": lesions}}}], ["lesion"])
+    assert 2 <= len(re.findall(r">[^<]+(?:mm³|mL)<", svg)) <= 12
