@@ -191,7 +191,7 @@ def _pictures(image: Path | None, reference: Volume, factor: int) -> tuple[list[
 
 
 def _grey_window(array: NDArray[Any]) -> tuple[float, float]:
-    low, high = map(float, np.percentile(array, (0.5, 99.5)))
+    low, high = map(float, np.percentile(array, (0.1, 99.9)))
     if high > low:
         return low, high
     low, high = float(array.min()), float(array.max())
