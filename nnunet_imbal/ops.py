@@ -1,7 +1,7 @@
 """Operators on tensors that run as numba kernels: the only place where torch meets numba.
 
-They are registered with torch (namespace ``imbal``), so they work under ``torch.compile`` and autograd, and a kernel
-for another device can be added with ``torch.library.register_kernel("imbal::component_cells", "cuda")``.
+They are registered with torch (namespace ``imbal``), so they work under ``torch.compile`` and autograd. For tensors on
+a GPU there are kernels in ``_cuda_backend`` and, where those do not run, torch formulas or a way through the CPU.
 """
 
 import functools
@@ -10,6 +10,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 from typing import Any
 
 import numba
@@ -116,8 +117,14 @@ def _component_cells(mask: Tensor, spacing: list[float], connectivity: int) -> T
 
 
 @_component_cells.register_kernel("cuda")
+def _cells_on_gpu(mask: Tensor, spacing: list[float], connectivity: int) -> Tensor:
+    kernels = _gpu_kernels()
+    if kernels is None:
+        return _cells_through_host(mask, spacing, connectivity)
+    return kernels.component_cells(mask, spacing, connectivity)
+
+
 def _cells_through_host(mask: Tensor, spacing: list[float], connectivity: int) -> Tensor:
-    _say_once("component_cells: no GPU kernel is installed, so masks are copied to the CPU and back")
     cells: Tensor = _component_cells(mask.cpu(), spacing, connectivity)
     return cells.to(mask.device)
 
@@ -145,6 +152,13 @@ def _cell_overlap(probs: Tensor, target: Tensor, cells: Tensor) -> Tensor:
 
 
 @_cell_overlap.register_kernel("cuda")
+def _overlap_on_gpu(probs: Tensor, target: Tensor, cells: Tensor) -> Tensor:
+    kernels = _gpu_kernels()
+    if kernels is None or torch.are_deterministic_algorithms_enabled():  # the kernel adds in any order
+        return _overlap_by_index_add(probs, target, cells)
+    return kernels.cell_overlap(probs, target, cells)
+
+
 def _overlap_by_index_add(probs: Tensor, target: Tensor, cells: Tensor) -> Tensor:
     num_cells = int(cells.max()) if cells.numel() else 0
     lead = probs.shape[:2]
@@ -177,6 +191,13 @@ def _cell_overlap_backward(grad: Tensor, target: Tensor, cells: Tensor) -> Tenso
 
 
 @_cell_overlap_backward.register_kernel("cuda")
+def _overlap_backward_on_gpu(grad: Tensor, target: Tensor, cells: Tensor) -> Tensor:
+    kernels = _gpu_kernels()
+    if kernels is None:
+        return _overlap_backward_by_gather(grad, target, cells)
+    return kernels.cell_overlap_backward(grad, target, cells)
+
+
 def _overlap_backward_by_gather(grad: Tensor, target: Tensor, cells: Tensor) -> Tensor:
     bins = cells.flatten(2).long()
     overlap, mass = (row.gather(2, bins).reshape(cells.shape) for row in grad[:2])
@@ -226,5 +247,17 @@ def _thread_pool(pid: int, threads: int) -> ThreadPoolExecutor:
 
 
 @functools.cache
-def _say_once(message: str) -> None:
-    logger.warning(message)
+def _gpu_kernels() -> ModuleType | None:
+    """The kernels for the GPU, or None where they do not run; the reason is said once."""
+    try:
+        from nnunet_imbal import _cuda_backend  # imports numba's CUDA half, of no use without a GPU
+
+        obstacle = _cuda_backend.find_obstacle()
+    except ImportError as error:
+        obstacle = str(error)
+    if not obstacle:
+        return _cuda_backend
+    logger.warning(
+        "the GPU kernels do not run, so masks are copied to the CPU and back (see docs/gpu.md): %s", obstacle
+    )
+    return None

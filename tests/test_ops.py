@@ -1,4 +1,3 @@
-import logging
 import os
 import threading
 
@@ -179,15 +178,6 @@ def test_device_formulas_equal_the_kernels(batch):
     grad = torch.rand(3, 2, 3, int(cells.max()) + 1)
     expected = torch.ops.imbal.cell_overlap_backward(grad, mask, cells)
     torch.testing.assert_close(ops._overlap_backward_by_gather(grad, mask, cells), expected)
-
-
-def test_way_through_the_host_is_told_once(batch, caplog):
-    _, mask, cells = batch
-    ops._say_once.cache_clear()
-    with caplog.at_level(logging.WARNING, logger="nnunet_imbal.ops"):
-        for _ in range(2):
-            assert torch.equal(ops._cells_through_host(mask, [3.0, 1.0, 1.0], 26), cells)
-    assert len(caplog.records) == 1
 
 
 @pytest.mark.gpu

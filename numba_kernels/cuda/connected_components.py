@@ -47,9 +47,10 @@ def connected_components(device: Device, labels: Any, connectivity: int | None =
     device.launch(_link_runs, lines, rows, parents)
     device.launch(_unite, lines, rows, parents, labels.shape[-2], rank)
     device.launch(_flatten, blocks, parents, firsts)
-    numbers = device.cumulate(firsts)
-    device.launch(_number, blocks, parents, numbers, firsts)
-    return components, numbers[:, -1]
+    numbers = device.cumulate(firsts.reshape(-1))
+    counts = device.empty((items,), "int32")
+    device.launch(_number, blocks, parents, numbers, firsts, counts)
+    return components, counts
 
 
 @kernel
@@ -142,10 +143,14 @@ def _flatten(parents: Any, firsts: Any) -> None:
 
 
 @kernel
-def _number(parents: Any, numbers: Any, components: Any) -> None:
+def _number(parents: Any, numbers: Any, components: Any, counts: Any) -> None:
+    """Give each voxel the number of the first one of its component. ``numbers`` run on from item to item."""
     items, voxels = parents.shape
     for i in range(cuda.grid(1), items * voxels, cuda.gridsize(1)):
         item = i // voxels
         voxel = i - item * voxels
+        before = numbers[item * voxels - 1] if item > 0 else 0
         first = parents[item, voxel]
-        components[item, voxel] = numbers[item, first] if first >= 0 else 0
+        components[item, voxel] = numbers[item * voxels + first] - before if first >= 0 else 0
+        if voxel == voxels - 1:
+            counts[item] = numbers[i] - before

@@ -23,7 +23,7 @@ class Device(Protocol):
         """Give memory filled with 0."""
 
     def cumulate(self, counts: Any) -> Any:
-        """Add up int32 ``counts`` along the last axis, each element included: int32 of the same shape."""
+        """Add up the int32 line ``counts``, each element included: int32 of the same length."""
 
     def launch(self, kernel: Any, blocks: int | tuple[int, int], *arguments: Any) -> None:
         """Start a kernel with about ``blocks`` blocks, one at least. Any number gives the same answer."""
@@ -33,8 +33,8 @@ class NumpyDevice:
     """NumPy arrays, for numba's simulator: slow, but it needs no GPU and runs the same code.
 
     Example:
-        >>> NumpyDevice().cumulate(np.array([[1, 0, 1]], np.int32))
-        array([[1, 1, 2]], dtype=int32)
+        >>> NumpyDevice().cumulate(np.array([1, 0, 1], np.int32))
+        array([1, 1, 2], dtype=int32)
     """
 
     blocks = 2  # a simulated thread is a thread of Python's: few of them, which do more each
@@ -49,8 +49,8 @@ class NumpyDevice:
         return np.zeros(shape, dtype)
 
     def cumulate(self, counts: NDArray[Any]) -> NDArray[Any]:
-        """Add up along the last axis."""
-        return np.cumsum(counts, axis=-1, dtype=np.int32)
+        """Add up, each element included."""
+        return np.cumsum(counts, dtype=np.int32)
 
     def launch(self, kernel: Any, blocks: int | tuple[int, int], *arguments: Any) -> None:
         """Run a kernel in a few simulated blocks and wait for it."""

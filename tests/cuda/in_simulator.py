@@ -1,12 +1,15 @@
 """GPU kernels in numba's simulator against their CPU twins. Run by test_simulator.py in a process of its own."""
 
 import importlib
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
+import torch
 from numba import config, cuda
 
 import numba_kernels as cpu
+from nnunet_imbal import _cuda_backend, ops
 from numba_kernels import cuda as gpu
 
 pytestmark = pytest.mark.skipif(not config.ENABLE_CUDASIM, reason="needs NUMBA_ENABLE_CUDASIM=1")
@@ -147,3 +150,81 @@ def test_a_block_has_work_of_several_items_and_stretches(monkeypatch):
 
 def test_this_is_the_simulator():
     assert "simulator" in cuda.detect.__module__
+
+
+class SimulatedDevice(_cuda_backend.TorchDevice):
+    """Torch tensors on the CPU in place of the GPU's."""
+
+    def __init__(self):
+        self.device = torch.device("cpu")
+
+    def launch(self, kernel, blocks, *arguments):
+        arrays = [each.numpy() if isinstance(each, torch.Tensor) else each for each in arguments]
+        gpu.NumpyDevice().launch(kernel, blocks, *arrays)
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    monkeypatch.setattr(_cuda_backend, "_device_of", lambda tensor: nullcontext(SimulatedDevice()))
+    return _cuda_backend
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.rand(2, 3, 4, 5, 6, generator=generator) < 0.1
+    mask[1, 1] = False
+    return torch.rand(mask.shape, generator=generator), mask
+
+
+def test_backend_equals_operators(backend, batch):
+    probs, mask = batch
+    cells = backend.component_cells(mask, [3.0, 1.0, 1.0], 6)
+    assert torch.equal(cells, ops.component_cells(mask, [3.0, 1.0, 1.0], 6))
+    for target in (mask, torch.rand_like(probs)):
+        sums = backend.cell_overlap(probs.requires_grad_(), target, cells)
+        assert sums.dtype == probs.dtype
+        torch.testing.assert_close(sums, ops.cell_overlap(probs, target, cells).detach())
+        gradient = backend.cell_overlap_backward(sums, target, cells)
+        torch.testing.assert_close(gradient, torch.ops.imbal.cell_overlap_backward(sums, target, cells))
+
+
+def test_backend_takes_tensors_of_any_order_and_dimension(backend, batch):
+    probs, mask = (tensor[:, :, 2].transpose(2, 3) for tensor in batch)
+    cells = backend.component_cells(mask, [1.0, 1.0], 8)
+    assert torch.equal(cells, ops.component_cells(mask))
+    target = mask.double().transpose(0, 1).contiguous().transpose(0, 1)
+    sums = backend.cell_overlap(probs.double(), target, cells)
+    torch.testing.assert_close(sums, ops.cell_overlap(probs.double(), target, cells))
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 4, 4), (2, 0, 4, 4), (1, 1, 0, 4), (1, 2, 1, 1)])
+def test_backend_takes_empty_and_tiny_tensors(backend, shape):
+    mask = torch.ones(shape, dtype=torch.bool)
+    cells = backend.component_cells(mask, [1.0, 1.0], 8)
+    sums = backend.cell_overlap(mask.float(), mask, cells)
+    expected = ops.cell_overlap(mask.float(), mask, ops.component_cells(mask))
+    assert torch.equal(sums, expected)
+    assert backend.cell_overlap_backward(sums, mask, cells).shape == shape
+
+
+def test_backend_refuses_negative_cells(backend):
+    ones = torch.ones(1, 1, 4)
+    with pytest.raises(ValueError, match=r"0\.\.1, got -1\.\.1"):
+        backend.cell_overlap(ones, ones, torch.tensor([[[0, -1, 1, 1]]], dtype=torch.int32))
+
+
+def test_trial_succeeds(backend):
+    assert backend.find_obstacle("cpu") == ""
+
+
+@pytest.mark.parametrize("name", ["component_cells", "cell_overlap", "cell_overlap_backward"])
+def test_trial_finds_wrong_answers(backend, monkeypatch, name):
+    right = getattr(backend, name)
+    monkeypatch.setattr(backend, name, lambda *arguments: right(*arguments) + 1)
+    assert "differ" in backend.find_obstacle("cpu")
+
+
+def test_trial_tells_what_went_wrong():
+    """Nothing stands in for the GPU here."""
+    assert "Error" in _cuda_backend.find_obstacle("cpu")

@@ -17,7 +17,7 @@ KERNELS = {
         "_link_runs": [(labels[VOLUME], INT[ROWS]) for labels in INTEGERS],
         "_unite": [(labels[VOLUME], INT[ROWS], LONG, LONG) for labels in INTEGERS],
         "_flatten": [(INT[ROWS], INT[ROWS])],
-        "_number": [(INT[ROWS], INT[ROWS], INT[ROWS])],
+        "_number": [(INT[ROWS], INT[LINE], INT[ROWS], INT[LINE])],
     },
     "nearest_component": {
         "_sweep_rows": [(INT[ROWS], DOUBLE[ROWS], INT[ROWS], DOUBLE)],
