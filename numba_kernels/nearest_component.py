@@ -1,84 +1,155 @@
-"""Which component is nearest to each voxel (Voronoi cells), and how far away it is in mm."""
+"""Which component is nearest to each voxel (Voronoi cells), and how far away it is in mm.
+
+Nearness spreads along one axis after the other. What travels is a *key*: squared distance and, in the lowest bits, the
+row it came from. Keys are whole numbers, so the smaller of two keys is the nearer voxel and, at equal distance, the
+earlier one: one ``min`` decides both, for many voxels at once.
+"""
 
 from collections.abc import Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from numba_kernels._bits import add
 from numba_kernels._checks import as_label_map
 from numba_kernels._jit import kernel
 
 __all__ = ["nearest_component"]
 
-_TILE = 16  # lines moved together: whole cache lines travel although the lines lie across memory
+Cells = NDArray[np.int32]
+Distance = NDArray[np.float32]
+Index = NDArray[np.int64]
+
+_LANES = 64  # lines that one search serves together
+_BLOCKS = 4  # so many times _LANES voxels that are neighbours in memory are moved together
+_PATIENCE = 64  # rounds of four rows each; see _sweep
+_LARGEST_DENOMINATOR = 64
+
+
+class _Scale(NamedTuple):
+    """How distances are written as whole numbers: squared distance in mm² = unit * (key >> bits)."""
+
+    weights: list[int]  # square of the voxel size along each axis, in units
+    unit: float
+    bits: int
+    far: Any  # key of "nothing near yet"; its dtype is that of all keys
 
 
 @overload
 def nearest_component(
-    labels: NDArray[Any], spacing: Sequence[float] | None = None, *, return_distance: Literal[False] = False
-) -> NDArray[np.int32]: ...
+    labels: NDArray[Any],
+    spacing: Sequence[float] | None = None,
+    *,
+    return_distance: Literal[False] = False,
+    return_index: Literal[False] = False,
+    max_distance: float | None = None,
+) -> Cells: ...
 
 
 @overload
 def nearest_component(
-    labels: NDArray[Any], spacing: Sequence[float] | None = None, *, return_distance: Literal[True]
-) -> tuple[NDArray[np.int32], NDArray[np.float32]]: ...
+    labels: NDArray[Any],
+    spacing: Sequence[float] | None = None,
+    *,
+    return_distance: Literal[True],
+    return_index: Literal[False] = False,
+    max_distance: float | None = None,
+) -> tuple[Cells, Distance]: ...
+
+
+@overload
+def nearest_component(
+    labels: NDArray[Any],
+    spacing: Sequence[float] | None = None,
+    *,
+    return_distance: Literal[False] = False,
+    return_index: Literal[True],
+    max_distance: float | None = None,
+) -> tuple[Cells, Index]: ...
+
+
+@overload
+def nearest_component(
+    labels: NDArray[Any],
+    spacing: Sequence[float] | None = None,
+    *,
+    return_distance: Literal[True],
+    return_index: Literal[True],
+    max_distance: float | None = None,
+) -> tuple[Cells, Distance, Index]: ...
 
 
 def nearest_component(
-    labels: NDArray[Any], spacing: Sequence[float] | None = None, *, return_distance: bool = False
-) -> NDArray[np.int32] | tuple[NDArray[np.int32], NDArray[np.float32]]:
+    labels: NDArray[Any],
+    spacing: Sequence[float] | None = None,
+    *,
+    return_distance: bool = False,
+    return_index: bool = False,
+    max_distance: float | None = None,
+) -> Any:
     """Give each voxel the label of the nearest labelled voxel: the territory ("cell") of each lesion.
 
     ``cells[v] = labels[argmin_{u: labels[u] != 0} ||spacing * (v - u)||``, exact Euclidean distance.
     If several labelled voxels are equally near, the first of them in memory order (lowest Z, then Y, then X) wins.
-    The rule is exact where all spacings are multiples of the smallest one; otherwise distances that agree up to
-    rounding are decided by rounding, the same way in every run.
+    Both hold to the letter where all spacings are whole multiples of one length (ratios such as 1:1, 3:0.8 or 5:0.75,
+    with a denominator up to 64). Otherwise squared ratios of spacings are rounded once, in the ninth digit or later
+    (voxels up to 20 times longer than wide, axes up to 512 voxels), and everything after that is exact again.
 
     Args:
         labels: Label map ``(Y, X)`` or ``(Z, Y, X)``, bool or integer within int32, any memory order; 0 = no label.
         spacing: Voxel size in mm along each axis of the array. Default: 1 mm.
         return_distance: Also return the distance to that labelled voxel.
+        return_index: Also return the position of that labelled voxel.
+        max_distance: Voxels farther than this many mm from every label belong to no cell. Saves time. Default: no
+            limit.
 
     Returns:
-        Cells, int32 of the same shape; with ``return_distance`` also the distance in mm, float32 in [0, inf).
-        Without any label all cells are 0 and all distances infinite.
+        Cells, int32 of the same shape. With ``return_distance`` also the distance in mm, float32 in [0, inf). With
+        ``return_index`` also the index of the nearest labelled voxel, int64, counted in C order
+        (``numpy.unravel_index``). Where there is no cell - no label at all, or none within ``max_distance`` - these
+        are 0, inf and -1.
 
     Raises:
         TypeError: ``labels`` is neither bool nor integer.
-        ValueError: ``labels`` is neither 2-D nor 3-D or exceeds int32, or ``spacing`` is not one positive finite
-            number per axis.
+        ValueError: ``labels`` is neither 2-D nor 3-D or exceeds int32, ``spacing`` is not one positive finite number
+            per axis, or ``max_distance`` is negative or NaN.
 
     Example:
         >>> nearest_component(np.array([[1, 0, 0, 0, 2]]), spacing=(1.0, 0.5), return_distance=True)
         (array([[1, 1, 1, 2, 2]], dtype=int32), array([[0. , 0.5, 1. , 0.5, 0. ]], dtype=float32))
+        >>> nearest_component(np.array([[1, 0, 0, 0, 2]]), return_index=True, max_distance=1)
+        (array([[1, 1, 0, 2, 2]], dtype=int32), array([[ 0,  0, -1,  4,  4]]))
 
     Source:
-        Lower envelope of parabolas, one axis after the other: Felzenszwalb and Huttenlocher, "Distance transforms
-        of sampled functions", Theory of Computing 8 (2012), https://doi.org/10.4086/toc.2012.v008a019.
+        Dimension by dimension as in Saito and Toriwaki, "New algorithms for Euclidean distance transformation of an
+        n-dimensional digitized picture", Pattern Recognition 27 (1994), https://doi.org/10.1016/0031-3203(94)90133-3;
+        long lines by the lower envelope of parabolas, Felzenszwalb and Huttenlocher, "Distance transforms of sampled
+        functions", Theory of Computing 8 (2012), https://doi.org/10.4086/toc.2012.v008a019.
     """
-    cells = _as_int32(as_label_map(labels))
-    steps = _check_spacing(spacing, cells.ndim)
-    unit = steps.min()  # in this unit most spacings are whole numbers, whose squares add up without rounding
-    squared = np.where(cells != 0, 0.0, np.inf)
-    if cells.any():
-        weights = (steps / unit) ** 2
-        width = cells.shape[-1]
-        _sweep_rows(squared.reshape(-1, width), cells.reshape(-1, width), weights[-1])
-        for axis in reversed(range(cells.ndim - 1)):
-            lines = (-1, cells.shape[axis], int(np.prod(cells.shape[axis + 1 :])))
-            _sweep(squared.reshape(lines), cells.reshape(lines), weights[axis], _TILE)
-    if not return_distance:
-        return cells
-    return cells, (np.sqrt(squared) * unit).astype(np.float32)
+    seeds = _as_int32(as_label_map(labels))
+    steps = _check_spacing(spacing, seeds.ndim)
+    limit = _check_max_distance(max_distance)
+    volume = seeds.reshape((1,) * (3 - seeds.ndim) + seeds.shape)
+    scale = _choose_scale(np.append(np.full(3 - seeds.ndim, steps.min()), steps), volume.shape)
+    payload = _number_voxels(volume.shape) if return_index else volume
+    keys, found = _find_nearest(volume, payload, scale, limit, _PATIENCE)
+    distance = np.empty(keys.shape if return_distance else 0, np.float32)
+    if return_distance or max_distance is not None or not volume.any():
+        _finish(keys, found, distance, scale, limit, -1 if return_index else 0)
+    cells = _look_up(volume, found) if return_index else found
+    index = found.astype(np.int64, copy=False) if return_index else found
+    wanted = [(cells, True), (distance, return_distance), (index, return_index)]
+    results = tuple(array.reshape(seeds.shape) for array, want in wanted if want)
+    return results if len(results) > 1 else results[0]
 
 
 def _as_int32(labels: NDArray[Any]) -> NDArray[np.int32]:
     limits = np.iinfo(np.int32)
     if labels.dtype.itemsize >= 4 and labels.size and (labels.max() > limits.max or labels.min() < limits.min):
         raise ValueError(f"labels must fit into int32, got values up to {labels.max()}; number them anew")
-    return np.array(labels, dtype=np.int32, order="C")
+    # Writable, because numba compiles read-only arrays separately.
+    return np.require(labels, np.int32, ["C", "A", "W"])
 
 
 def _check_spacing(spacing: Sequence[float] | None, ndim: int) -> NDArray[np.float64]:
@@ -88,70 +159,303 @@ def _check_spacing(spacing: Sequence[float] | None, ndim: int) -> NDArray[np.flo
     return steps
 
 
-@kernel
-def _sweep_rows(squared: NDArray[np.float64], cells: NDArray[np.int32], weight: float) -> None:
-    """Let nearness spread along the rows, where all is still 0 or inf."""
-    n = squared.shape[1]
-    sites = np.empty(n, np.int64)
-    firsts = np.empty(n + 1, np.int64)
-    for r in range(squared.shape[0]):
-        count = _level_envelope(squared[r], sites, firsts)
-        _spread(squared[r], cells[r], weight, sites[:count], firsts)
+def _check_max_distance(max_distance: float | None) -> float:
+    if max_distance is None:
+        return float("inf")
+    if not max_distance >= 0:
+        raise ValueError(f"max_distance must be a number of mm >= 0, or None for no limit, got {max_distance}")
+    return float(max_distance)
 
 
-@kernel
-def _sweep(squared: NDArray[np.float64], cells: NDArray[np.int32], weight: float, tile: int) -> None:
-    """Let nearness spread along the middle axis of (before, n, after), in place."""
-    before, n, after = squared.shape
-    lines = np.empty((tile, n))
-    names = np.empty((tile, n), np.int32)
-    sites = np.empty(n, np.int64)
-    firsts = np.empty(n + 1, np.int64)
-    for a in range(before):
-        for b in range(0, after, tile):
-            width = min(tile, after - b)
-            _move(squared[a], lines, cells[a], names, b, width, True)
-            for t in range(width):
-                count = _envelope(lines[t], weight, sites, firsts)
-                _spread(lines[t], names[t], weight, sites[:count], firsts)
-            _move(squared[a], lines, cells[a], names, b, width, False)
+def _number_voxels(shape: tuple[int, ...]) -> NDArray[Any]:
+    size = int(np.prod(shape))
+    return np.arange(size, dtype=np.int32 if size <= np.iinfo(np.int32).max else np.int64).reshape(shape)
 
 
-@kernel
-def _move(
-    squared: NDArray[np.float64],
-    lines: NDArray[np.float64],
-    cells: NDArray[np.int32],
-    names: NDArray[np.int32],
-    start: int,
-    width: int,
-    load: bool,
+def _choose_scale(steps: NDArray[np.float64], shape: tuple[int, ...]) -> _Scale:
+    """Short keys (int32) if they can be exact, else long ones (int64), which are twice as slow to compare."""
+    bits = (max(*shape[:2], 1) - 1).bit_length()
+    unit = float(steps.min())
+    ratios = steps / unit
+    for denominator in range(1, _LARGEST_DENOMINATOR + 1):
+        parts = np.rint(ratios * denominator)
+        if np.allclose(parts, ratios * denominator, rtol=1e-12, atol=0):
+            weights = [int(part) ** 2 for part in parts]
+            for far in (np.int32(1 << 30), np.int64(1 << 62)):
+                if _fits(weights, shape, bits, far):
+                    return _Scale(weights, (unit / denominator) ** 2, bits, far)
+    shift = 61 - bits - int(np.ceil(np.log2(np.sum((ratios * shape) ** 2) + 1)))
+    return _Scale(
+        [round(weight) for weight in np.ldexp(ratios**2, shift)],
+        unit**2 / 2.0**shift,
+        bits,
+        np.int64(1 << 62),
+    )
+
+
+def _fits(weights: list[int], shape: tuple[int, ...], bits: int, far: Any) -> bool:
+    """Whether the squared diagonal of the volume, with a row number behind it, stays below ``far``."""
+    diagonal = sum(weight * n * n for weight, n in zip(weights, shape, strict=True))
+    return (diagonal + 1) << bits <= int(far)
+
+
+def _find_nearest(
+    volume: NDArray[np.int32], payload: NDArray[Any], scale: _Scale, limit: float, patience: int
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Key of the nearest labelled voxel, and its payload, for each voxel: two arrays of the volume's shape."""
+    z, y, x = volume.shape
+    keys = np.empty(volume.shape, scale.far.dtype)
+    found = np.empty(volume.shape, payload.dtype)
+    costs = [_tabulate_costs(n, weight, scale) for n, weight in zip(volume.shape, scale.weights, strict=True)]
+    rows = (z * y, x)
+    _start_rows(
+        volume.reshape(rows),
+        payload.reshape(rows),
+        keys.reshape(rows),
+        found.reshape(rows),
+        costs[2],
+        scale.far,
+    )
+    reach = [int(min(np.sqrt(_in_units(limit, scale) / weight), 1 << 30)) for weight in scale.weights]
+    _sweep(keys, found, costs[1], scale.bits, scale.far, (reach[1], patience))
+    lines = (1, z, y * x)
+    _sweep(keys.reshape(lines), found.reshape(lines), costs[0], scale.bits, scale.far, (reach[0], patience))
+    return keys, found
+
+
+def _tabulate_costs(n: int, weight: int, scale: _Scale) -> NDArray[Any]:
+    """What a step of 0, 1, 2, ... voxels adds to a key. Steps of n and more lead out of the volume."""
+    steps = np.minimum(np.arange(2 * n + 1, dtype=np.int64), n)
+    return ((weight * steps**2) << scale.bits).astype(scale.far.dtype)
+
+
+def _in_units(limit: float, scale: _Scale) -> float:
+    """Squared distance in units; a voxel at the limit up to the rounding of float32 is within."""
+    return limit * limit * (1 + 1e-6) / scale.unit
+
+
+def _finish(
+    keys: NDArray[Any], found: NDArray[Any], distance: Distance, scale: _Scale, limit: float, nothing: int
 ) -> None:
-    """Copy lines start..start+width-1 into the small contiguous arrays, or back."""
-    for i in range(squared.shape[0]):
-        for t in range(width):
-            if load:
-                lines[t, i] = squared[i, start + t]
-                names[t, i] = cells[i, start + t]
-            else:
-                squared[i, start + t] = lines[t, i]
-                cells[i, start + t] = names[t, i]
+    """Forget what is too far away, and measure the distances if there is room for them."""
+    farthest = min(_in_units(limit, scale), float(np.nextafter(float(scale.far >> scale.bits), 0)))
+    _measure(keys.reshape(-1), found.reshape(-1), distance.reshape(-1), scale.bits, scale.unit, farthest, nothing)
+
+
+def _look_up(volume: NDArray[np.int32], index: NDArray[Any]) -> Cells:
+    cells = np.take(volume.reshape(-1), index, mode="clip") if volume.size else np.empty(volume.shape, np.int32)
+    cells[index < 0] = 0
+    return cells
 
 
 @kernel
-def _envelope(line: NDArray[np.float64], weight: float, sites: NDArray[np.int64], firsts: NDArray[np.int64]) -> int:
-    """Find the parabolas ``line[q] + weight * (i - q)**2`` that are lowest somewhere.
+def _start_rows(
+    labels: NDArray[np.int32],
+    payload: NDArray[Any],
+    keys: NDArray[Any],
+    found: NDArray[Any],
+    costs: NDArray[Any],
+    far: Any,
+) -> None:
+    """Let nearness spread along the rows, where one label has no distance yet."""
+    near = np.empty(labels.shape[1], np.int64)
+    for r in range(labels.shape[0]):
+        if not _find_nearest_in_row(labels[r], near):
+            keys[r] = far
+            found[r] = 0
+            continue
+        for x in range(near.size):
+            keys[r, x] = costs[abs(x - near[x])]
+        for x in range(near.size):
+            found[r, x] = payload[r, near[x]]
+
+
+@kernel
+def _find_nearest_in_row(row: NDArray[np.int32], near: NDArray[np.int64]) -> bool:
+    """Column of the nearest label, the left one at equal distance; False if the row has none."""
+    n = row.size
+    some = 0
+    for x in range(n):
+        some |= row[x]
+    if some == 0:
+        return False
+    last = -n
+    for x in range(n):
+        last = x if row[x] != 0 else last
+        near[x] = last
+    last = 2 * n
+    for x in range(n - 1, -1, -1):
+        last = x if row[x] != 0 else last
+        near[x] = last if last - x < x - near[x] else near[x]
+    return True
+
+
+@kernel
+def _sweep(
+    keys: NDArray[Any],
+    found: NDArray[Any],
+    costs: NDArray[Any],
+    bits: int,
+    far: Any,
+    limits: tuple[int, int],
+) -> None:
+    """Let nearness spread along the middle axis of (before, n, after), in place.
+
+    Each voxel looks outwards along its line until no farther row can be nearer. That is quickest where labels are
+    never far. Lines on which some voxel has not found its end after ``patience`` rounds are solved by the envelope
+    instead, whose cost does not grow with the distance: so the whole stays linear in the number of voxels.
+    """
+    before, n, after = keys.shape
+    heights = np.full((_BLOCKS, n + 1, _LANES), far, keys.dtype)  # the last row stands for "outside"
+    payload = np.empty((_BLOCKS, n, _LANES), found.dtype)
+    best = np.empty((n, _LANES), keys.dtype)
+    sites = np.empty((2, n + 4), np.int64)
+    for b in range(before):
+        for start in range(0, after, _BLOCKS * _LANES):
+            count = _load(keys[b], found[b], start, heights, payload, bits, far, sites[0, 2:])
+            if count == 0:
+                continue
+            live = sites[:, : count + 4]
+            _frame(live, n)
+            for s in range(min(_BLOCKS, (after - start + _LANES - 1) // _LANES)):
+                first = start + s * _LANES
+                width = min(_LANES, after - first)
+                if not _search(heights[s], best, width, costs, live, limits):
+                    _follow_envelope(heights[s], best, width, live[0, 2 : count + 2], costs[1] >> bits, bits)
+                _store(best, payload[s], keys[b], found[b], first, bits)
+
+
+@kernel
+def _load(
+    keys: NDArray[Any],
+    found: NDArray[Any],
+    start: int,
+    heights: NDArray[Any],
+    payload: NDArray[Any],
+    bits: int,
+    far: Any,
+    live: NDArray[np.int64],
+) -> int:
+    """Copy lines start... into the small blocks, with row numbers in the keys; list rows that hold a label."""
+    n, after = keys.shape
+    count = 0
+    for i in range(n):
+        least = far
+        for s in range(heights.shape[0]):
+            first = np.uint64(start + s * _LANES)  # unsigned: no test for negative indices inside the loop
+            for t in range(min(_LANES, after - start - s * _LANES)):
+                key = keys[i, first + np.uint64(t)]
+                least = min(least, key)
+                heights[s, i, t] = ((key >> bits) << bits) | i
+                payload[s, i, t] = found[i, first + np.uint64(t)]
+        if least < far:
+            live[count] = i
+            count += 1
+    return count
+
+
+@kernel
+def _frame(live: NDArray[np.int64], n: int) -> None:
+    """Line 0: numbers of the rows that hold a label, line 1: where they are; two far rows on either side."""
+    live[1] = live[0]
+    live[0, :2] = live[0, -2:] = n
+    live[1, :2] = -n
+    live[1, -2:] = 2 * n
+
+
+@kernel
+def _search(
+    heights: NDArray[Any],
+    best: NDArray[Any],
+    width: int,
+    costs: NDArray[Any],
+    live: NDArray[np.int64],
+    limits: tuple[int, int],
+) -> bool:
+    """Find the best key for each row; False if that takes too long."""
+    right = 2
+    for i in range(best.shape[0]):
+        while live[1, right] <= i:
+            right += 1
+        if not _search_row(heights, best[i], width, i, live, right, costs, limits):
+            return False
+    return True
+
+
+@kernel
+def _search_row(
+    heights: NDArray[Any],
+    best: NDArray[Any],
+    width: int,
+    i: int,
+    live: NDArray[np.int64],
+    right: int,
+    costs: NDArray[Any],
+    limits: tuple[int, int],
+) -> bool:
+    """Look outwards from row i, at two rows on either side a time, until all farther ones must be worse."""
+    reach, patience = limits
+    rows, places = live[0], live[1]
+    left, last = right - 1, rows.size - 3
+    worst = costs[0]
+    for t in range(width):
+        best[t] = heights[i, t]
+        worst = max(worst, best[t])
+    left -= places[left] == i
+    while left > 1 or right <= last:
+        distance = min(i - places[left], places[right] - i)
+        if distance > reach or worst < costs[distance]:
+            return True
+        if patience == 0:
+            return False
+        a, b, c, d = rows[left], rows[left - 1], rows[right], rows[right + 1]
+        cost_a, cost_b = costs[i - places[left]], costs[i - places[left - 1]]
+        cost_c, cost_d = costs[places[right] - i], costs[places[right + 1] - i]
+        worst = costs[0]
+        for t in range(width):
+            before = min(add(heights[a, t], cost_a), add(heights[b, t], cost_b))
+            after = min(add(heights[c, t], cost_c), add(heights[d, t], cost_d))
+            best[t] = min(best[t], min(before, after))
+            worst = max(worst, best[t])
+        left, right, patience = max(left - 2, 1), min(right + 2, last + 1), patience - 1
+    return True
+
+
+@kernel
+def _follow_envelope(
+    heights: NDArray[Any], best: NDArray[Any], width: int, rows: NDArray[np.int64], weight: int, bits: int
+) -> None:
+    """Find the same keys from the parabolas that are lowest somewhere on each line."""
+    n = best.shape[0]
+    sites = np.empty(rows.size, np.int64)
+    firsts = np.empty(rows.size + 1, np.int64)
+    for t in range(width):
+        count = _build_envelope(heights[:, t], rows, weight, bits, sites, firsts)
+        firsts[count] = n
+        for k in range(count):
+            for i in range(firsts[k], firsts[k + 1]):
+                best[i, t] = heights[sites[k], t] + ((weight * (i - sites[k]) ** 2) << bits)
+
+
+@kernel
+def _build_envelope(
+    line: NDArray[Any],
+    rows: NDArray[np.int64],
+    weight: int,
+    bits: int,
+    sites: NDArray[np.int64],
+    firsts: NDArray[np.int64],
+) -> int:
+    """Find the parabolas ``line[q] + weight * (i - q)**2``, q in ``rows``, that are lowest somewhere.
 
     The k-th of them, at ``sites[k]``, is lowest at the voxels firsts[k]..firsts[k+1]-1.
     """
-    n = line.size
+    n = line.size - 1
     count = 0
-    for q in range(n):
-        if line[q] == np.inf:
-            continue
+    for q in rows:
         first = 0
         while count > 0:
-            first = _overtakes(line, weight, sites[count - 1], q, n)
+            first = _overtakes(line, weight, bits, sites[count - 1], q)
             if first > firsts[count - 1]:
                 break
             count -= 1  # the last parabola is lowest nowhere any more
@@ -160,44 +464,43 @@ def _envelope(line: NDArray[np.float64], weight: float, sites: NDArray[np.int64]
             sites[count] = q
             firsts[count] = first
             count += 1
-    firsts[count] = n
     return count
 
 
 @kernel
-def _level_envelope(line: NDArray[np.float64], sites: NDArray[np.int64], firsts: NDArray[np.int64]) -> int:
-    """Do the same for parabolas of height 0, which meet half-way: no division needed."""
-    count = 0
-    for q in range(line.size):
-        if line[q] == 0.0:
-            sites[count] = q
-            firsts[count] = (sites[count - 1] + q) // 2 + 1 if count > 0 else 0
-            count += 1
-    firsts[count] = line.size
-    return count
-
-
-@kernel
-def _overtakes(line: NDArray[np.float64], weight: float, v: int, q: int, n: int) -> int:
+def _overtakes(line: NDArray[Any], weight: int, bits: int, v: int, q: int) -> int:
     """First voxel where the parabola of q lies strictly below the one of v < q, so that v keeps the ties."""
-    crossing = 0.5 * ((line[q] - line[v]) / (weight * (q - v)) + (q + v))
-    return n if crossing >= n else int(np.floor(crossing)) + 1
+    rise = int(line[q] >> bits) - int(line[v] >> bits)
+    return (rise + weight * (q * q - v * v)) // (2 * weight * (q - v)) + 1
 
 
 @kernel
-def _spread(
-    line: NDArray[np.float64],
-    names: NDArray[np.int32],
-    weight: float,
-    sites: NDArray[np.int64],
-    firsts: NDArray[np.int64],
+def _store(
+    best: NDArray[Any], payload: NDArray[Any], keys: NDArray[Any], found: NDArray[Any], start: int, bits: int
 ) -> None:
-    """Write distance and name of the lowest parabola to every voxel of the line."""
-    heights = line[sites]
-    labels = names[sites]
-    for k in range(sites.size):
-        site, height, label = sites[k], heights[k], labels[k]
-        for i in range(firsts[k], firsts[k + 1]):
-            step = np.float64(i - site)
-            line[i] = height + weight * step * step
-            names[i] = label
+    """Write the block back, fetching from the row named in each key what lies there."""
+    mask = (1 << bits) - 1
+    first = np.uint64(start)
+    for i in range(best.shape[0]):
+        for t in range(min(_LANES, keys.shape[1] - start)):
+            keys[i, first + np.uint64(t)] = best[i, t]
+            found[i, first + np.uint64(t)] = payload[best[i, t] & mask, t]
+
+
+@kernel
+def _measure(
+    keys: NDArray[Any],
+    found: NDArray[Any],
+    distance: NDArray[np.float32],
+    bits: int,
+    unit: float,
+    farthest: float,
+    nothing: int,
+) -> None:
+    """Distances in mm; whatever is farther than the limit is not found."""
+    for i in range(keys.size):
+        squared = np.float64(keys[i] >> bits)
+        within = squared <= farthest
+        found[i] = found[i] if within else nothing
+        if distance.size > 0:
+            distance[i] = np.sqrt(squared * unit) if within else np.inf
