@@ -32,7 +32,7 @@ def machine_lines(machine: dict[str, object]) -> list[str]:
     assert isinstance(versions, dict)
     plain = {key: value for key, value in machine.items() if key != "versions"}
     return [
-        *(f"- {key.replace('_', ' ')}: {value}" for key, value in plain.items()),
+        *(f"- {key if key.isupper() else key.replace('_', ' ')}: {value}" for key, value in plain.items()),
         "- versions: " + ", ".join(f"{name} {number}" for name, number in versions.items()),
     ]
 

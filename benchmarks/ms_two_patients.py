@@ -58,6 +58,11 @@ class Workspace:
         """Folder with images and labels."""
         return self.folder / "raw" / self.dataset
 
+    @property
+    def planned(self) -> Path:
+        """Empty file that says: planning and preprocessing are complete."""
+        return self.folder / "planned"
+
     def run(self, command: str, *words: object, log: str, **environment: object) -> None:
         """Run one of nnU-Net's console commands; its output goes to ``log``."""
         path = self.folder / log
@@ -121,6 +126,7 @@ def plan(workspace: Workspace) -> None:
     plans = json.loads(path.read_text())
     plans["configurations"][CONFIGURATION] = short_configuration(plans["configurations"]["3d_fullres"])
     path.write_text(json.dumps(plans, indent=1))
+    workspace.planned.touch()
 
 
 def short_configuration(full: dict[str, Any]) -> dict[str, Any]:
@@ -150,9 +156,13 @@ def train(workspace: Workspace, trainer: str, budget: Budget, device: str) -> di
         BENCHMARK_ITERATIONS=budget.iterations,
         BENCHMARK_SEED=budget.seed,
     )
-    log = (workspace.folder / f"logs/train_{trainer}.txt").read_text()
+    return {"command_s": round(time.monotonic() - begin, 1), **read_log(workspace.folder / f"logs/train_{trainer}.txt")}
+
+
+def read_log(path: Path) -> dict[str, Any]:
+    """Training time, last loss and the checksum of all patches."""
+    log = path.read_text()
     return {
-        "command_s": round(time.monotonic() - begin, 1),
         "epochs_s": round(sum(map(float, re.findall(r"Epoch time: ([\d.]+)", log))), 1),
         "last_train_loss": float(re.findall(r"train_loss (\S+)", log)[-1]),
         "patches_checksum": re.findall(r"Checksum of all patches: (\w+)", log)[-1],
@@ -172,11 +182,9 @@ def predict(workspace: Workspace, trainer: str, device: str) -> Path:
 
 
 def measure(workspace: Workspace, trainer: str, prediction: Path) -> dict[str, Any]:
-    """Evaluate one prediction, write its report page, and return the numbers of the table."""
+    """Evaluate one prediction and return the numbers of the table."""
     path = workspace.folder / f"evaluation_{trainer}.json"
     result = evaluate_folders(prediction, workspace.raw / "labelsTs", path, workers=1)
-    title = f"{trainer}, trained on patient {workspace.train}"
-    write_report(path, workspace.folder / f"report_{trainer}.html", images=workspace.raw / "imagesTs", title=title)
     summary, case = result["summary"]["lesion"], result["cases"][0]["classes"]["lesion"]
     return {
         "dice": summary["dice"]["mean"],
@@ -186,6 +194,13 @@ def measure(workspace: Workspace, trainer: str, prediction: Path) -> dict[str, A
         "volume_reference_mm3": case["volume_reference_mm3"],
         "volume_prediction_mm3": case["volume_prediction_mm3"],
     }
+
+
+def write_page(workspace: Workspace, trainer: str) -> Path:
+    """Write the report that a clinician reads."""
+    evaluation, page = (workspace.folder / name for name in (f"evaluation_{trainer}.json", f"report_{trainer}.html"))
+    title = f"{trainer}, trained on patient {workspace.train}"
+    return write_report(evaluation, page, images=workspace.raw / "imagesTs", title=title)
 
 
 def _found(lesions: list[dict[str, Any]], low: float, high: float) -> dict[str, Any]:
@@ -200,23 +215,35 @@ def calibrate(workspace: Workspace, seed: int, minutes: float, device: str) -> B
 
 
 def run_benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Both directions, all trainers, one after the other."""
-    result: dict[str, Any] = {"machine": describe_machine(arguments.device), "runs": []}
+    """Both directions, all trainers, one after the other; runs that ``out`` already holds are kept."""
+    stored = arguments.out / "ms_two_patients.json"
+    result = json.loads(stored.read_text()) if stored.is_file() else {"runs": []}
+    result.setdefault("machine", describe_machine(arguments.device))
     budget = Budget(arguments.epochs, arguments.iterations, arguments.seed)
     for number, (first, second) in enumerate((PATIENTS, PATIENTS[::-1]), start=701):
         workspace = Workspace(arguments.out / f"train_on_{first}", number, first, second)
-        write_raw_dataset(arguments.data, workspace)
-        plan(workspace)
+        missing = [name for name in arguments.trainers if not _has_run(result["runs"], first, name)]
+        if missing and not workspace.planned.is_file():
+            write_raw_dataset(arguments.data, workspace)
+            plan(workspace)
         if arguments.minutes and not result["runs"]:
             budget = calibrate(workspace, arguments.seed, arguments.minutes, arguments.device)
-        result["settings"] = {**asdict(budget), "patch": PATCH, "batch": BATCH, "features": FEATURES}
-        for trainer in arguments.trainers:
+        settings = {**asdict(budget), "patch": list(PATCH), "batch": BATCH, "features": list(FEATURES)}
+        if result.setdefault("settings", settings) != settings:
+            raise SystemExit(f"{stored} was made with {result['settings']}, asked is {settings}: use another folder")
+        for trainer in missing:
             print(f"patient {first} -> patient {second}, {trainer}, {budget}", flush=True)
-            learned = train(workspace, trainer, budget, arguments.device)
-            numbers = measure(workspace, trainer, predict(workspace, trainer, arguments.device))
-            result["runs"].append({"train": first, "test": second, "trainer": trainer, **learned, **numbers})
+            run = {"train": first, "test": second, "trainer": trainer}
+            run |= train(workspace, trainer, budget, arguments.device)
+            run |= measure(workspace, trainer, predict(workspace, trainer, arguments.device))
+            result["runs"].append(run)
             write_results(result, arguments.out)
+            write_page(workspace, trainer)
     return result
+
+
+def _has_run(runs: list[dict[str, Any]], patient: str, trainer: str) -> bool:
+    return any(run["train"] == patient and run["trainer"] == trainer for run in runs)
 
 
 def write_results(result: dict[str, Any], out: Path) -> None:
@@ -242,6 +269,7 @@ def _heading(result: dict[str, Any]) -> list[str]:
         f"patch {'x'.join(map(str, settings['patch']))}, features {'-'.join(map(str, settings['features']))}, "
         f"fold `all`, seed {settings['seed']}, last checkpoint, no test-time mirroring",
         f"- the trainers saw the same patches: {'yes' if same else 'NO'} (checksum of all training patches)",
+        "- training seconds are wall time on a machine that others used too: see `iteration_time.md` for speed",
         "- a lesion is found if one voxel of it is predicted; 26 neighbours make one lesion; 1 mm³ voxels",
         *machine_lines(result["machine"]),
     ]
