@@ -5,9 +5,18 @@ import numpy as np
 from numba_kernels.component_sums import cell_overlap, cell_overlap_backward
 from numba_kernels.connected_components import connected_components
 from numba_kernels.nearest_component import nearest_component
+from numba_kernels.skeleton import skeletonize, tube
 
 __distribution__ = "nnunet-imbal"
-__all__ = ["cell_overlap", "cell_overlap_backward", "connected_components", "nearest_component", "warmup"]
+__all__ = [
+    "cell_overlap",
+    "cell_overlap_backward",
+    "connected_components",
+    "nearest_component",
+    "skeletonize",
+    "tube",
+    "warmup",
+]
 
 
 def warmup() -> None:
@@ -21,6 +30,7 @@ def warmup() -> None:
     for dtype in (np.int8, np.int16, np.int32, np.int64):
         cells, count = connected_components(np.ones((1, 1, 2), dtype))
     nearest_component(cells)
+    tube(skeletonize(cells))
     for probs in (np.ones(cells.shape, np.float32), np.ones(cells.shape, np.float64)):
         for target in (cells.astype(np.uint8), probs):
             sums = cell_overlap(probs, target, cells, count)
