@@ -9,7 +9,7 @@ from numba import cuda
 
 from numba_kernels.cuda._jit import inlined, kernel
 from numba_kernels.cuda.device import THREADS, Device
-from numba_kernels.nearest_component import _check_spacing
+from numba_kernels.nearest_component import _check_spacing, _choose_scale
 
 __all__ = ["nearest_component"]
 
@@ -22,68 +22,69 @@ def nearest_component(
 ) -> Any:
     """Give each voxel the label of the nearest labelled voxel, as :func:`numba_kernels.nearest_component` does.
 
-    The same voxels win ties; where the spacings are no multiples of the smallest one, distances that agree up to
-    rounding may be decided otherwise than on the CPU.
+    The same voxels win ties: both write distances as the same whole numbers.
 
     Args:
         device: Where the arrays live.
-        labels: int32 label maps ``(N, Y, X)`` or ``(N, Z, Y, X)``, contiguous; 0 = no label.
+        labels: int32 label maps ``(N, Y, X)`` or ``(N, Z, Y, X)``, contiguous and not empty; 0 = no label.
         spacing: Voxel size in mm along each axis of a map. Default: 1 mm.
         return_distance: Also return the distance to that labelled voxel.
 
     Returns:
         Cells, int32 of the same shape; with ``return_distance`` also the distance in mm, float32 in [0, inf).
-        In a map without any label all cells are 0 and all distances infinite. Besides, 28 bytes per voxel are in use
-        meanwhile, for as many maps at once as fit into 256 MiB, but for one at least.
+        In a map without any label all cells are 0 and all distances infinite. Besides, up to 28 bytes per voxel are in
+        use meanwhile, for as many maps at once as fit into 256 MiB, but for one at least.
 
     Raises:
         ValueError: ``spacing`` is not one positive finite number per axis.
 
     Source:
-        As on the CPU: lower envelope of parabolas, https://doi.org/10.4086/toc.2012.v008a019.
+        Lower envelope of parabolas, one axis after the other: Felzenszwalb and Huttenlocher, "Distance transforms
+        of sampled functions", Theory of Computing 8 (2012), https://doi.org/10.4086/toc.2012.v008a019.
     """
-    steps = _check_spacing(spacing, labels.ndim - 1)
-    unit = float(steps.min())  # in this unit most spacings are whole numbers, whose squares add up without rounding
-    weights = [float(weight) for weight in (steps / unit) ** 2]
     shape = tuple(labels.shape)
+    steps, missing = _check_spacing(spacing, len(shape) - 1), 4 - len(shape)
+    scale = _choose_scale(np.append(np.full(missing, steps.min()), steps), (1,) * missing + shape[1:])
+    weights = scale.weights[missing:]
     cells = device.empty(shape, "int32")
     distance = device.empty(shape, "float32") if return_distance else None
     for part in _parts(shape):
-        squared = _transform(device, labels[part], cells[part], weights)
+        squared = _transform(device, labels[part], cells[part], weights, scale.far)
         if distance is not None:
             blocks = -(-math.prod(squared.shape) // THREADS)
-            device.launch(_measure, blocks, squared.reshape(-1), unit, distance[part].reshape(-1))
+            arrays = squared.reshape(-1), distance[part].reshape(-1)
+            device.launch(_measure, blocks, *arrays, scale.unit, int(scale.far))
     return cells if distance is None else (cells, distance)
 
 
 def _parts(shape: tuple[int, ...]) -> Iterator[slice]:
     """Slices of items whose scratch memory stays within bounds."""
-    count = max(1, _SCRATCH // (_SCRATCH_PER_VOXEL * max(1, math.prod(shape[1:]))))
+    count = max(1, _SCRATCH // (_SCRATCH_PER_VOXEL * math.prod(shape[1:])))
     return (slice(first, first + count) for first in range(0, shape[0], count))
 
 
-def _transform(device: Device, labels: Any, cells: Any, weights: list[float]) -> Any:
-    """Fill ``cells`` and return the squared distances, float64 in units of the smallest spacing."""
+def _transform(device: Device, labels: Any, cells: Any, weights: list[int], far: Any) -> Any:
+    """Fill ``cells`` and return the squared distances, whole numbers of the type of ``far``."""
     shape = tuple(labels.shape)
-    squared, new_squared = device.empty(shape, "float64"), device.empty(shape, "float64")
+    squared, new_squared = device.empty(shape, far.dtype.name), device.empty(shape, far.dtype.name)
     names, new_names = cells, device.empty(shape, "int32")
     if len(weights) == 2:  # an odd number of exchanges below
         names, new_names = new_names, names
     sites, firsts = device.empty(shape, "int32"), device.empty(shape, "int32")
-    width = shape[-1]
-    rows = [array.reshape(-1, width) for array in (labels, squared, names)]
-    device.launch(_sweep_rows, -(-rows[0].shape[0] // THREADS), *rows, weights[-1])
+    rows = [array.reshape(-1, shape[-1]) for array in (labels, squared, names)]
+    device.launch(_sweep_rows, -(-rows[0].shape[0] // THREADS), *rows, weights[-1], int(far))
     for axis in range(len(shape) - 2, 0, -1):
         lines = (-1, shape[axis], math.prod(shape[axis + 1 :]))
         views = [array.reshape(lines) for array in (squared, names, new_squared, new_names, sites, firsts)]
-        device.launch(_sweep, -(-math.prod(shape) // (shape[axis] * THREADS)), *views, weights[axis - 1])
+        blocks = -(-math.prod(shape) // (shape[axis] * THREADS))
+        device.launch(_sweep, blocks, *views, weights[axis - 1], int(far))
         squared, new_squared = new_squared, squared
         names, new_names = new_names, names
     return squared
 
 
 @kernel
-def _sweep_rows(labels: Any, squared: Any, names: Any, weight: float) -> None:
+def _sweep_rows(labels: Any, squared: Any, names: Any, weight: int, far: int) -> None:
     """Let nearness spread along the rows, from the left and then from the right."""
     rows, width = labels.shape
     for row in range(cuda.grid(1), rows, cuda.gridsize(1)):
@@ -99,25 +100,27 @@ def _sweep_rows(labels: Any, squared: Any, names: Any, weight: float) -> None:
             site = names[row, x]
             if after >= 0 and (site < 0 or after - x < x - site):  # the left one keeps the ties
                 site = after
-            step = np.float64(x - site)
-            squared[row, x] = weight * step * step if site >= 0 else np.inf
+            step = np.int64(x - site)
+            squared[row, x] = weight * step * step if site >= 0 else far
             names[row, x] = labels[row, site] if site >= 0 else 0
 
 
 @kernel
-def _sweep(squared: Any, names: Any, new_squared: Any, new_names: Any, sites: Any, firsts: Any, weight: float) -> None:
+def _sweep(
+    squared: Any, names: Any, new_squared: Any, new_names: Any, sites: Any, firsts: Any, weight: int, far: int
+) -> None:
     """Let nearness spread along the middle axis of (before, n, after)."""
     before, _, after = squared.shape
     for line in range(cuda.grid(1), before * after, cuda.gridsize(1)):
         a = line // after
         b = line - a * after
-        count = _envelope(squared[a, :, b], weight, sites[a, :, b], firsts[a, :, b])
-        _spread(squared[a, :, b], new_squared[a, :, b], weight, sites[a, :, b], firsts[a, :, b], count)
+        count = _envelope(squared[a, :, b], weight, far, sites[a, :, b], firsts[a, :, b])
+        _spread(squared[a, :, b], new_squared[a, :, b], weight, far, sites[a, :, b], firsts[a, :, b], count)
         _name(names[a, :, b], new_names[a, :, b], sites[a, :, b], firsts[a, :, b], count)
 
 
 @inlined
-def _envelope(line: Any, weight: float, sites: Any, firsts: Any) -> int:
+def _envelope(line: Any, weight: int, far: int, sites: Any, firsts: Any) -> int:
     """Find the parabolas ``line[q] + weight * (i - q)**2`` that are lowest somewhere.
 
     The k-th of them, at ``sites[k]``, is lowest from voxel ``firsts[k]`` on, up to where the next one is.
@@ -125,7 +128,7 @@ def _envelope(line: Any, weight: float, sites: Any, firsts: Any) -> int:
     n = line.size
     count = 0
     for q in range(n):
-        if line[q] != np.inf:
+        if line[q] != far:
             first = 0
             while count > 0:
                 first = _overtakes(line, weight, sites[count - 1], q)
@@ -141,23 +144,23 @@ def _envelope(line: Any, weight: float, sites: Any, firsts: Any) -> int:
 
 
 @inlined
-def _overtakes(line: Any, weight: float, v: int, q: int) -> int:
+def _overtakes(line: Any, weight: int, v: int, q: int) -> int:
     """First voxel where the parabola of q lies strictly below the one of v < q, so that v keeps the ties."""
-    crossing = 0.5 * ((line[q] - line[v]) / (weight * np.float64(q - v)) + np.float64(q + v))
-    return line.size if crossing >= line.size else math.floor(crossing) + 1
+    slope = weight * np.int64(q - v)
+    return (np.int64(line[q]) - line[v] + slope * np.int64(q + v)) // (2 * slope) + 1
 
 
 @inlined
-def _spread(line: Any, new_line: Any, weight: float, sites: Any, firsts: Any, count: int) -> None:
+def _spread(line: Any, new_line: Any, weight: int, far: int, sites: Any, firsts: Any, count: int) -> None:
     """Write the height of the lowest parabola to every voxel of the line."""
-    k, site, height = 0, 0, np.inf
+    k, site, height = 0, 0, np.int64(far)
     for i in range(line.size):
         if k < count and firsts[k] == i:
             site = sites[k]
             height = line[site]
             k += 1
-        step = np.float64(i - site)
-        new_line[i] = height + weight * step * step
+        step = np.int64(i - site)
+        new_line[i] = height + weight * step * step if count > 0 else far
 
 
 @inlined
@@ -172,6 +175,6 @@ def _name(names: Any, new_names: Any, sites: Any, firsts: Any, count: int) -> No
 
 
 @kernel
-def _measure(squared: Any, unit: float, distance: Any) -> None:
+def _measure(squared: Any, distance: Any, unit: float, far: int) -> None:
     for i in range(cuda.grid(1), squared.size, cuda.gridsize(1)):
-        distance[i] = math.sqrt(squared[i]) * unit
+        distance[i] = math.sqrt(unit * squared[i]) if squared[i] != far else math.inf

@@ -68,7 +68,7 @@ def test_unknown_connectivity_is_refused():
         gpu.connected_components(gpu.NumpyDevice(), np.ones((1, 2, 2, 2), np.uint8), 8)
 
 
-@pytest.mark.parametrize("spacing", [None, (1.0, 1.0, 1.0), (3.0, 0.5, 1.5)])
+@pytest.mark.parametrize("spacing", [None, (3.0, 0.5, 1.5), (2.7, 0.71, 3**0.5)])
 @pytest.mark.parametrize("shape", [(6, 7, 9), (1, 7, 9), (7, 1, 9), (7, 9, 1)])
 def test_nearest_component_equals_cpu(shape, spacing):
     labels = np.stack([cpu.connected_components(volume)[0] for volume in volumes(shape, seed=1)])
@@ -94,15 +94,6 @@ def test_nearest_component_works_in_parts(monkeypatch):
     monkeypatch.setattr(module, "_SCRATCH", 3 * 60 * module._SCRATCH_PER_VOXEL)
     assert len(list(module._parts(labels.shape))) == 3
     np.testing.assert_array_equal(gpu.nearest_component(gpu.NumpyDevice(), labels), expected)
-
-
-def test_distances_of_any_spacing():
-    """Where rounding decides between equal distances, the distance at least is right."""
-    spacing = (2.7, 0.71, 0.93)
-    labels = (np.random.default_rng(2).random((2, 6, 7, 8)) < 0.03).astype(np.int32)
-    _, distance = gpu.nearest_component(gpu.NumpyDevice(), labels, spacing, return_distance=True)
-    expected = [cpu.nearest_component(each, spacing, return_distance=True)[1] for each in labels]
-    np.testing.assert_allclose(distance, expected, rtol=1e-6)
 
 
 def test_bad_spacing_is_refused():

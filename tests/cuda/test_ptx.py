@@ -20,9 +20,9 @@ KERNELS = {
         "_number": [(INT[ROWS], INT[LINE], INT[ROWS], INT[LINE])],
     },
     "nearest_component": {
-        "_sweep_rows": [(INT[ROWS], DOUBLE[ROWS], INT[ROWS], DOUBLE)],
-        "_sweep": [(*(DOUBLE[VOLUME], INT[VOLUME]) * 2, INT[VOLUME], INT[VOLUME], DOUBLE)],
-        "_measure": [(DOUBLE[LINE], DOUBLE, FLOAT[LINE])],
+        "_sweep_rows": [(INT[ROWS], keys[ROWS], INT[ROWS], LONG, LONG) for keys in (INT, LONG)],
+        "_sweep": [(*(keys[VOLUME], INT[VOLUME]) * 2, INT[VOLUME], INT[VOLUME], LONG, LONG) for keys in (INT, LONG)],
+        "_measure": [(keys[LINE], FLOAT[LINE], DOUBLE, LONG) for keys in (INT, LONG)],
     },
     "component_sums": {
         "_add": [(probs[ROWS], target[ROWS], INT[ROWS], DOUBLE[VOLUME]) for probs, target in FLOATS],
