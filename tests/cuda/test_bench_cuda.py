@@ -1,9 +1,12 @@
 import importlib
+import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from nnunet_imbal import _cuda_backend
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -38,6 +41,20 @@ def test_batch_and_table(script):
     assert (volumes.diff() < 0).all()
     rows = [{"operator": "component_cells", "size": 16, "way": "GPU kernels", "milliseconds": [1.0, 2.0, 3.0]}]
     assert "| component_cells | 16³ | GPU kernels | 2.00 | 1.50 to 2.50 |" in script.table(rows)
+
+
+def test_every_way_is_timed(script, monkeypatch, tmp_path, capsys):
+    """The script itself, with the CPU in the part of the GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(_cuda_backend, "find_obstacle", lambda device: "")
+    for name in ("component_cells", "cell_overlap", "cell_overlap_backward"):
+        monkeypatch.setattr(_cuda_backend, name, getattr(torch.ops.imbal, name))
+    script.main(["--size", "12", "--repeats", "2", "--device", "cpu", "--json", str(tmp_path / "times.json")])
+    rows = json.loads((tmp_path / "times.json").read_text())["rows"]
+    assert len(rows) == 6
+    assert all(len(row["milliseconds"]) == 2 for row in rows)
+    assert capsys.readouterr().out.count("12³") == 6
 
 
 @pytest.mark.gpu
