@@ -21,14 +21,14 @@ from nnunet_imbal.discovery import VARIABLE, active_mechanism, discovery_folder
 from nnunet_imbal.errors import ConfigError, DataError
 from nnunet_imbal.evaluation import evaluate_folders, load_evaluation, print_summary
 from nnunet_imbal.io import write_atomically
-from nnunet_imbal.phantoms import write_dataset
-from nnunet_imbal.phantoms._dataset import find_phantom
+from nnunet_imbal.phantoms import LesionPhantom, Phantom, SpinePhantom, write_dataset
+from nnunet_imbal.registry import unknown_name
 from nnunet_imbal.report import write_report
 
 __all__ = ["run_demo"]
 
 _CONFIGURATION = "3d_demo"
-_VALIDATION_CASES = 2  # nnU-Net predicts each in eight mirrored versions
+_FEATURES, _BATCH_SIZE = (16, 32, 64), 2
 _DEVICES = ("cpu", "cuda", "mps")
 _CONSOLE = Console(highlight=False)
 
@@ -37,18 +37,20 @@ _CONSOLE = Console(highlight=False)
 class _Recipe:
     """A dataset and a network that fit into a few minutes of two CPU cores."""
 
+    phantom: Phantom
     dataset_id: int
     cases: int
     test_cases: int
     patch_size: tuple[int, int, int]
-    batch_size: int
-    features: tuple[int, ...]
 
 
+# Many lesions in few cases, so that the report has something to count: as in patients with at least 5 metastases
+# (median 10 lesions, 5.2 cm³ in all; PMC12802373).
+_LESIONS = LesionPhantom(median_mm3=150, log_sd=1.5, count_median=10, count_log_sd=0.5, count_range=(5, 20))
 _RECIPES = MappingProxyType(
     {
-        "phantom-lesions": _Recipe(900, 20, 4, (40, 40, 40), 2, (16, 32, 64)),
-        "spine": _Recipe(901, 12, 2, (40, 40, 40), 2, (16, 32, 64)),
+        "phantom-lesions": _Recipe(_LESIONS, 900, 20, 4, (44, 44, 44)),
+        "spine": _Recipe(SpinePhantom(), 901, 12, 2, (52, 36, 52)),
     }
 )
 
@@ -64,13 +66,14 @@ class _Step:
 
 
 def run_demo(data: str, out: Path, *, trainer: str = "ImbalTrainer_demo", device: str = "cpu") -> Path:
-    """Make a dataset, train on it, predict unseen cases and write a report; about 4 minutes on two CPU cores.
+    """Make a dataset, train on it, predict unseen cases and write a report; 3 to 4 minutes on two CPU cores.
 
     Every step on nnU-Net's side is one of its own console commands; what it prints is kept in ``out/logs``. After
     an interruption the same call goes on where it stopped. The folder is never emptied.
 
     Args:
-        data: ``"phantom-lesions"`` or ``"spine"``, see `nnunet_imbal.phantoms.write_dataset`.
+        data: ``"phantom-lesions"``, or ``"spine"``: real scans with ten classes, of which a training of minutes
+            learns the largest only. See `nnunet_imbal.phantoms`.
         out: Folder for everything; new, empty, or left by the same demo.
         trainer: nnU-Net trainer class; the default trains for minutes, most others for days.
         device: ``"cpu"``, ``"cuda"`` or ``"mps"``.
@@ -82,7 +85,8 @@ def run_demo(data: str, out: Path, *, trainer: str = "ImbalTrainer_demo", device
         ConfigError: Unknown data or device, ``out`` belongs to something else, or nnU-Net is not installed.
         DataError: A step failed; the message holds the end of its log.
     """
-    find_phantom(data)
+    if data not in _RECIPES:
+        raise ConfigError(unknown_name("dataset", data, _RECIPES))
     if device not in _DEVICES:
         raise ConfigError(f"The device is {device!r}; expected one of {', '.join(_DEVICES)}.")
     demo, begin = _Demo(data, Path(out).resolve(), trainer, device), time.monotonic()
@@ -110,7 +114,7 @@ class _Demo:
 
     @property
     def dataset(self) -> str:
-        return f"Dataset{self.recipe.dataset_id:03d}_{find_phantom(self.data).title}"
+        return f"Dataset{self.recipe.dataset_id:03d}_{self.recipe.phantom.title}"
 
     @property
     def raw(self) -> Path:
@@ -188,19 +192,20 @@ class _Demo:
         if not self.raw.exists():
             recipe = self.recipe
             numbers = {"dataset_id": recipe.dataset_id, "cases": recipe.cases, "test_cases": recipe.test_cases}
-            write_dataset(self.data, self.raw.parent, **numbers)
+            write_dataset(recipe.phantom, self.raw.parent, **numbers)
         if print_problems(self.raw, check_dataset(self.raw), _CONSOLE):
             raise DataError(f"{self.raw} was changed after the demo had made it. Choose another folder.")
 
     def _configure(self) -> None:
-        """Add a small configuration to the plans, and set two training cases aside for validation."""
+        """Add a small configuration to the plans, and set a training case aside for validation."""
         path = self.preprocessed / "nnUNetPlans.json"
         plans = json.loads(path.read_text(encoding="utf-8"))
         configurations = plans["configurations"]
-        configurations[_CONFIGURATION] = _small(configurations["3d_fullres"], self.recipe)
+        configurations[_CONFIGURATION] = _small(configurations["3d_fullres"], self.recipe.patch_size)
         write_atomically(path, json.dumps(plans, indent=4) + "\n")
         cases = sorted(file.name.removesuffix(".nii.gz") for file in (self.raw / "labelsTr").iterdir())
-        splits = [{"train": cases[:-_VALIDATION_CASES], "val": cases[-_VALIDATION_CASES:]}]
+        # One is enough, for nnU-Net predicts it in eight mirrored versions.
+        splits = [{"train": cases[:-1], "val": cases[-1:]}]
         write_atomically(self.preprocessed / "splits_final.json", json.dumps(splits, indent=4) + "\n")
 
     def _evaluate(self) -> None:
@@ -211,12 +216,12 @@ class _Demo:
         write_report(self.evaluation, self.report, images=self.raw / "imagesTs", title=title)
 
 
-def _small(full: dict[str, Any], recipe: _Recipe) -> dict[str, Any]:
+def _small(full: dict[str, Any], patch_size: Sequence[int]) -> dict[str, Any]:
     """Return a configuration for a network that learns in minutes on a CPU."""
-    stages = len(recipe.features)
+    stages = len(_FEATURES)
     sizes = {
         "n_stages": stages,
-        "features_per_stage": list(recipe.features),
+        "features_per_stage": list(_FEATURES),
         "n_conv_per_stage": [2] * stages,
         "n_conv_per_stage_decoder": [1] * (stages - 1),
         "kernel_sizes": [[3, 3, 3]] * stages,
@@ -225,8 +230,8 @@ def _small(full: dict[str, Any], recipe: _Recipe) -> dict[str, Any]:
     architecture = full["architecture"]
     return {
         "inherits_from": "3d_fullres",
-        "patch_size": list(recipe.patch_size),
-        "batch_size": recipe.batch_size,
+        "patch_size": list(patch_size),
+        "batch_size": _BATCH_SIZE,
         "architecture": {**architecture, "arch_kwargs": {**architecture["arch_kwargs"], **sizes}},
     }
 
@@ -287,9 +292,9 @@ def _run(words: Sequence[str], log: Path, environment: dict[str, str], heading: 
             while process.poll() is None:
                 status.update(Text(f"{heading} {_tail(log, 1)}", overflow="ellipsis", no_wrap=True))
                 _wait(process)
-        except BaseException:
+        except KeyboardInterrupt:
+            _wait(process, 10)  # the command was interrupted as well, and tidies up after itself
             process.terminate()
-            process.wait()
             raise
     if process.returncode:
         raise DataError(

@@ -20,6 +20,6 @@ class ImbalTrainer_5epochs(ImbalTrainer):
 class ImbalTrainer_demo(ImbalTrainer):
     """`ImbalTrainer` for minutes on a CPU, as ``nnunet-imbal demo`` uses it."""
 
-    epochs = 6
-    iterations = 50
-    val_iterations = 3
+    epochs = 5
+    iterations = 40
+    val_iterations = 2

@@ -19,7 +19,7 @@ from nnunet_imbal.phantoms.lesions import LesionPhantom
 from nnunet_imbal.phantoms.spine import SpinePhantom
 from nnunet_imbal.registry import unknown_name
 
-__all__ = ["DATASETS", "find_phantom", "write_dataset"]
+__all__ = ["DATASETS", "write_dataset"]
 
 DATASETS: MappingProxyType[str, Callable[[], Phantom]] = MappingProxyType(
     {"phantom-lesions": LesionPhantom, "spine": SpinePhantom}
@@ -66,7 +66,7 @@ def write_dataset(
         ['lesions_000_0000.nii.gz']
     """
     _check_numbers(dataset_id, cases, test_cases)
-    phantom = find_phantom(name) if isinstance(name, str) else name
+    phantom = _phantom(name) if isinstance(name, str) else name
     target = _free_target(Path(out), dataset_id, phantom.title)
     partial = target.with_name(f".{target.name}.part")
     shutil.rmtree(partial, ignore_errors=True)  # left behind by a run that was killed
@@ -79,12 +79,7 @@ def write_dataset(
     return target
 
 
-def find_phantom(name: str) -> Phantom:
-    """Return the phantom that a dataset name stands for.
-
-    Raises:
-        ConfigError: There is no such name.
-    """
+def _phantom(name: str) -> Phantom:
     if name not in DATASETS:
         raise ConfigError(unknown_name("dataset", name, DATASETS))
     return DATASETS[name]()
