@@ -184,7 +184,7 @@ def _choose_scale(steps: NDArray[np.float64], shape: tuple[int, ...]) -> _Scale:
             for far in (np.int32(1 << 30), np.int64(1 << 62)):
                 if _fits(weights, shape, bits, far):
                     return _Scale(weights, (unit / denominator) ** 2, bits, far)
-    shift = 61 - bits - int(np.ceil(np.log2(np.sum((ratios * shape) ** 2) + 1)))
+    shift = 61 - bits - int(np.ceil(np.log2(np.sum((ratios * np.maximum(shape, 1)) ** 2) + 1)))
     return _Scale(
         [round(weight) for weight in np.ldexp(ratios**2, shift)],
         unit**2 / 2.0**shift,
