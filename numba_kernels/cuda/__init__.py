@@ -7,6 +7,7 @@ same code runs in numba's simulator (``NUMBA_ENABLE_CUDASIM=1``) with :class:`Nu
 
 from numba_kernels.cuda.component_sums import cell_overlap, cell_overlap_backward
 from numba_kernels.cuda.connected_components import connected_components
+from numba_kernels.cuda.contacts import class_contacts
 from numba_kernels.cuda.device import Device, NumpyDevice
 from numba_kernels.cuda.nearest_component import nearest_component
 
@@ -15,6 +16,7 @@ __all__ = [
     "NumpyDevice",
     "cell_overlap",
     "cell_overlap_backward",
+    "class_contacts",
     "connected_components",
     "nearest_component",
 ]

@@ -5,7 +5,7 @@ from typing import Any
 
 from numba import cuda
 
-from numba_kernels.connected_components import _neighbour_rank
+from numba_kernels._checks import neighbour_rank
 from numba_kernels.cuda._jit import inlined, kernel
 from numba_kernels.cuda.device import THREADS, Device
 
@@ -19,7 +19,8 @@ def connected_components(device: Device, labels: Any, connectivity: int | None =
 
     Args:
         device: Where the arrays live.
-        labels: Label maps ``(N, Y, X)`` or ``(N, Z, Y, X)``, bool or integer, contiguous; 0 is background.
+        labels: Label maps ``(N, Y, X)`` or ``(N, Z, Y, X)``, bool or integer, contiguous and not
+            empty; 0 is background.
         connectivity: 4 or 8 neighbours in 2-D, 6, 18 or 26 in 3-D. Default: all neighbours (8 or 26).
 
     Returns:
@@ -35,7 +36,7 @@ def connected_components(device: Device, labels: Any, connectivity: int | None =
         "A new algorithm for parallel connected-component labelling on GPUs", IEEE Trans. Parallel Distrib. Syst. 29
         (2018), https://doi.org/10.1109/TPDS.2018.2799216.
     """
-    rank = _neighbour_rank(labels[0], connectivity)
+    rank = neighbour_rank(labels.ndim - 1, connectivity)
     items, voxels = labels.shape[0], math.prod(labels.shape[1:])
     if voxels >= 2**31:
         raise ValueError(f"a label map must have fewer than 2**31 voxels, got shape {tuple(labels.shape[1:])}")

@@ -11,6 +11,7 @@ from numba import config, cuda
 import numba_kernels as cpu
 from nnunet_imbal import _cuda_backend, ops
 from numba_kernels import cuda as gpu
+from numba_kernels.contacts import class_contacts
 
 pytestmark = pytest.mark.skipif(not config.ENABLE_CUDASIM, reason="needs NUMBA_ENABLE_CUDASIM=1")
 
@@ -137,6 +138,30 @@ def test_a_block_has_work_of_several_items_and_stretches(monkeypatch):
     sums = gpu.cell_overlap(AnotherGrid(), ones, ones, cells, 2)
     expected = np.stack([np.bincount(each, minlength=3) for each in cells])
     np.testing.assert_array_equal(sums, np.stack([expected] * 3))
+
+
+@pytest.mark.parametrize(("ndim", "connectivity"), CONNECTIVITIES)
+def test_contacts_equal_cpu(ndim, connectivity):
+    for shape in SHAPES[ndim]:
+        labels = volumes(shape, classes=3)
+        contacts = gpu.class_contacts(AnotherGrid(), labels, 5, connectivity)
+        assert contacts.dtype == np.int64
+        np.testing.assert_array_equal(contacts, [class_contacts(each, 5, connectivity) for each in labels])
+
+
+def test_contacts_of_more_classes_than_a_table_holds(monkeypatch):
+    monkeypatch.setattr(importlib.import_module("numba_kernels.cuda.contacts"), "_TABLE", 24)
+    labels = volumes((3, 4, 5), classes=4).astype(np.int32)
+    contacts = gpu.class_contacts(gpu.NumpyDevice(), labels, 5)
+    np.testing.assert_array_equal(contacts, [class_contacts(each, 5) for each in labels])
+
+
+def test_contacts_ignore_values_that_are_no_class():
+    labels = np.array([[[1, 7, 2], [0, -1, 2]]])
+    expected = class_contacts(np.array([[1, 0, 2], [0, 0, 2]]), 3, 4)
+    contacts = gpu.class_contacts(gpu.NumpyDevice(), labels, 3, 4)
+    assert contacts[0, 0, 1] == contacts[0, 1, 0] == 1
+    assert contacts.sum() == 2 < expected.sum()
 
 
 def test_this_is_the_simulator():

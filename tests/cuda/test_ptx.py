@@ -19,6 +19,7 @@ KERNELS = {
         "_flatten": [(INT[ROWS], INT[ROWS])],
         "_number": [(INT[ROWS], INT[LINE], INT[ROWS], INT[LINE])],
     },
+    "contacts": {"_count": [(labels[VOLUME], LONG, LONG, LONG[VOLUME]) for labels in (BYTE, INT, LONG)]},
     "nearest_component": {
         "_sweep_rows": [(INT[ROWS], keys[ROWS], INT[ROWS], LONG, LONG) for keys in (INT, LONG)],
         "_sweep": [(*(keys[VOLUME], INT[VOLUME]) * 2, INT[VOLUME], INT[VOLUME], LONG, LONG) for keys in (INT, LONG)],
@@ -69,4 +70,4 @@ def test_kernel_compiles(module, name, capability):
     for signature in KERNELS[module][name]:
         ptx = compile_ptx(kernel.py_func, signature, capability)
         assert target(capability) in ptx
-        assert ("atom" in ptx) == (name in ("_unite", "_add"))
+        assert ("atom" in ptx) == (name in ("_unite", "_add", "_count"))
