@@ -7,7 +7,7 @@ from typing import ParamSpec, TypeVar
 
 from numba import njit
 
-__all__ = ["kernel"]
+__all__ = ["inlined", "kernel"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -25,11 +25,23 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
     Returns:
         The compiled function. If no folder for machine code is writable, a function compiled anew per process.
     """
+    return _compile(function, forceinline=False)
+
+
+def inlined(function: Callable[P, R]) -> Callable[P, R]:
+    """Do as :func:`kernel`, but copy the function into its callers.
+
+    For small functions inside hot loops: handing over an array costs as much as reading it ten times.
+    """
+    return _compile(function, forceinline=True)
+
+
+def _compile(function: Callable[P, R], *, forceinline: bool) -> Callable[P, R]:
     try:
-        return njit(nogil=True, cache=True, fastmath=False, boundscheck=False)(function)
+        return njit(nogil=True, cache=True, fastmath=False, boundscheck=False, forceinline=forceinline)(function)
     except RuntimeError:  # numba found no place it may write to: read-only install and no home directory
         _warn_once()
-        return njit(nogil=True, cache=False, fastmath=False, boundscheck=False)(function)
+        return njit(nogil=True, cache=False, fastmath=False, boundscheck=False, forceinline=forceinline)(function)
 
 
 @functools.cache
@@ -38,5 +50,5 @@ def _warn_once() -> None:
         "numba_kernels: no writable folder for compiled kernels was found, so every process compiles them anew "
         "(some seconds). Set NUMBA_CACHE_DIR to a writable folder to avoid this.",
         RuntimeWarning,
-        stacklevel=3,
+        stacklevel=4,
     )

@@ -1,4 +1,5 @@
 import cc3d
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,6 +9,7 @@ from scipy import ndimage
 from numba_kernels import connected_components
 
 RANK = {4: 1, 8: 2, 6: 1, 18: 2, 26: 3}
+FEWER = 10 if numba.config.DISABLE_JIT else 1  # plain Python is slow
 CONNECTIVITIES = {2: (4, 8), 3: (6, 18, 26)}
 INTEGERS = (np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64)
 
@@ -29,8 +31,18 @@ def random_volumes(count, classes, seed):
         yield (rng.integers(1, classes + 1, shape) * (rng.random(shape) < rng.random())).astype(np.uint8)
 
 
+def wide_volumes(count, classes, seed):
+    """Rows of several words of 64 voxels, with long and short runs, often across the border of a word."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        shape = (*rng.integers(1, 5, 2), rng.choice([63, 64, 65, 127, 128, 129, 150, 200]))
+        labels = rng.integers(1, classes + 1, shape) * (rng.random(shape) < rng.choice([0.1, 0.4, 0.8, 1.0]))
+        long = np.repeat(labels, rng.integers(1, 9), axis=2)[:, :, : shape[2]]
+        yield np.roll(long, rng.integers(64), axis=2).astype(rng.choice([np.uint8, np.int32]))
+
+
 @given(label_maps(), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150 // FEWER, deadline=None)
 def test_equals_naive_twin(naive, labels, data):
     connectivity = data.draw(st.sampled_from(CONNECTIVITIES[labels.ndim]))
     before = labels.copy()
@@ -44,22 +56,42 @@ def test_equals_naive_twin(naive, labels, data):
 
 
 @pytest.mark.parametrize("connectivity", [6, 18, 26])
-def test_equals_scipy_with_the_same_numbers(connectivity):
+@pytest.mark.parametrize("volumes", [random_volumes, wide_volumes])
+def test_equals_scipy_with_the_same_numbers(connectivity, volumes):
+    compare_with_scipy(volumes(150 // FEWER, 1, seed=connectivity), connectivity)
+
+
+@pytest.mark.parametrize("connectivity", [6, 18, 26])
+@pytest.mark.parametrize("volumes", [random_volumes, wide_volumes])
+def test_equals_cc3d_on_many_classes(connectivity, volumes):
+    compare_with_cc3d(volumes(150 // FEWER, 3, seed=connectivity + 100), connectivity)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("connectivity", [6, 18, 26])
+@pytest.mark.parametrize("volumes", [random_volumes, wide_volumes])
+def test_equals_scipy_and_cc3d_thousands_of_times(connectivity, volumes):
+    compare_with_scipy(volumes(2000, 1, seed=connectivity + 200), connectivity)
+    compare_with_cc3d(volumes(2000, 2, seed=connectivity + 300), connectivity)
+
+
+def compare_with_scipy(masks, connectivity):
     structure = ndimage.generate_binary_structure(3, RANK[connectivity])
-    for mask in random_volumes(150, 1, seed=connectivity):
+    for mask in masks:
         components, count = connected_components(mask.astype(bool), connectivity)
         expected, expected_count = ndimage.label(mask, structure)
         assert count == expected_count
         np.testing.assert_array_equal(components, expected)
 
 
-@pytest.mark.parametrize("connectivity", [6, 18, 26])
-def test_equals_cc3d_on_many_classes(connectivity):
-    for labels in random_volumes(150, 3, seed=connectivity + 100):
+def compare_with_cc3d(volumes, connectivity):
+    for labels in volumes:
         components, count = connected_components(labels, connectivity)
         expected, expected_count = cc3d.connected_components(labels, connectivity=connectivity, return_N=True)
         assert count == expected_count
         assert same_partition(components, expected)
+        firsts = [int(np.argmax(components == number)) for number in range(1, min(count, 50) + 1)]
+        assert firsts == sorted(firsts)
 
 
 def same_partition(a, b):
@@ -121,6 +153,12 @@ def test_extreme_label_values_stay_apart(dtype):
     components, count = connected_components(labels)
     assert count == 3
     np.testing.assert_array_equal(components, [[1, 1, 2, 0, 3]])
+
+
+def test_labels_that_differ_by_a_multiple_of_2_to_the_32_stay_apart():
+    components, count = connected_components(np.array([[1, 1 + 2**32, 0, -(2**40), 2**32]]))
+    assert count == 4
+    np.testing.assert_array_equal(components, [[1, 2, 0, 3, 4]])
 
 
 def test_diagonal_contacts_of_equally_long_runs():

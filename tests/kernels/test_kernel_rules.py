@@ -37,7 +37,7 @@ def test_kernels_are_serial_and_flags_are_explicit(path):
         flags = {keyword.arg: keyword.value for keyword in call.keywords}
         assert "parallel" not in flags
         if isinstance(call.func, ast.Name) and call.func.id == "njit":
-            assert flags.keys() == {"nogil", "cache", "fastmath", "boundscheck"}
+            assert flags.keys() == {"nogil", "cache", "fastmath", "boundscheck", "forceinline"}
     if path.name != "_jit.py":
         assert not words & {"njit", "jit"}, "use the kernel decorator"
 
@@ -48,7 +48,7 @@ def test_only_numpy_and_numba_are_imported(path):
     names = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     names |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
     tops = {name.split(".")[0] for name in names}
-    assert tops <= {"numpy", "numba", "numba_kernels"} | set(sys.stdlib_module_names)
+    assert tops <= {"numpy", "numba", "llvmlite", "numba_kernels"} | set(sys.stdlib_module_names)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)

@@ -1,0 +1,285 @@
+"""Components of a label map as *runs*: stretches of equal label along the last axis.
+
+Runs, not voxels, are united: there are far fewer of them. Where they begin, end and touch is found for 64 voxels at a
+time, in one word. Words of all rows lie one after the other; an empty word on either side of each row and an empty row
+behind the last one stand for "outside", so that neighbours need no test for the border.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numba_kernels._bits import count_ones, trailing_zeros
+from numba_kernels._checks import as_label_map
+from numba_kernels._jit import inlined, kernel
+from numba_kernels._vector import equal_bits
+
+__all__ = ["Runs", "find_runs", "paint"]
+
+# How many coordinates may differ by one between two neighbours, per dimension and connectivity.
+_RANK = {2: {4: 1, 8: 2}, 3: {6: 1, 18: 2, 26: 3}}
+
+_NONE, _ONE, _LAST, _ALL = np.uint64(0), np.uint64(1), np.uint64(63), np.uint64(2**64 - 1)
+
+Words = NDArray[np.uint64]
+
+
+class Runs(NamedTuple):
+    """All runs of a label map in memory order."""
+
+    spans: NDArray[np.int64]  # (runs, 2): first voxel, voxel after the last one, both counted in C order
+    numbers: NDArray[np.int32]  # (runs,): component 1..total, numbered by their first voxels
+    total: int
+
+
+def find_runs(labels: NDArray[Any], connectivity: int | None) -> Runs:
+    """List the runs of a label map and the component that each belongs to."""
+    labels = as_label_map(labels)
+    rank = _neighbour_rank(labels, connectivity)
+    if labels.size == 0:
+        return Runs(np.empty((0, 2), np.int64), np.empty(0, np.int32), 0)
+    shape = (1,) * (3 - labels.ndim) + labels.shape
+    rows = _as_rows(labels)
+    bits, stride = _pack(rows)
+    values = _pad(rows, bits.size, stride)
+    starts, ends, ids = _index_runs(bits, values)
+    numbers = np.arange(ids[-1], dtype=np.int32)
+    _unite(bits, values, starts, ends, ids, numbers, (shape[0], shape[1], stride), rank)
+    count = _number(numbers)
+    return Runs(_list_spans(starts, ends, numbers.size, stride, shape[2]), numbers, int(count))
+
+
+def _neighbour_rank(labels: NDArray[Any], connectivity: int | None) -> int:
+    ranks = _RANK[labels.ndim]
+    if connectivity is None:
+        return labels.ndim
+    if connectivity not in ranks:
+        raise ValueError(f"connectivity in {labels.ndim}-D must be one of {sorted(ranks)}, got {connectivity}")
+    return ranks[connectivity]
+
+
+def _as_rows(labels: NDArray[Any]) -> NDArray[Any]:
+    """Rows of bool if there is only one class, else of uint8 or int32. Equality of labels is all that counts."""
+    native = np.ascontiguousarray(labels, labels.dtype.newbyteorder("="))
+    rows = native.reshape(-1, labels.shape[-1])
+    if rows.dtype == np.bool_ or (rows.max() <= 1 and rows.min() >= 0):
+        return rows.view(np.bool_) if rows.itemsize == 1 else rows != 0
+    if rows.itemsize == 1:
+        return rows.view(np.uint8)
+    limits = np.iinfo(np.int32)
+    if rows.itemsize == 8 and (rows.max() > limits.max or rows.min() < limits.min):
+        _, ranks = np.unique(rows, return_inverse=True)
+        return np.where(rows == 0, 0, ranks.reshape(rows.shape) + 1).astype(np.int32)
+    return rows.view(np.int32) if rows.itemsize == 4 else rows.astype(np.int32)
+
+
+def _pack(rows: NDArray[Any]) -> tuple[Words, int]:
+    """One bit for each voxel that is not 0; words a row."""
+    height, width = rows.shape
+    stride = (width + 63) // 64 + 1
+    bits = np.zeros((height + 1) * stride + 1, np.uint64)
+    space = bits[1:].view(np.uint8).reshape(height + 1, 8 * stride)
+    packed = np.packbits(rows if rows.itemsize == 1 else rows != 0, axis=-1, bitorder="little")
+    space[:height, : packed.shape[1]] = packed
+    return bits, stride
+
+
+def _pad(rows: NDArray[Any], words: int, stride: int) -> NDArray[Any]:
+    """Labels laid out as the bits are, 64 to a word; nothing if there is only one class."""
+    if rows.dtype == np.bool_:
+        return np.empty(0, np.uint8)
+    values = np.zeros(64 * words, rows.dtype)
+    values[64:].reshape(-1, 64 * stride)[:-1, : rows.shape[1]] = rows
+    return values
+
+
+@inlined
+def _touch(bits: Words, values: NDArray[Any], here: int, there: int) -> tuple[np.uint64, np.uint64, np.uint64]:
+    """Which voxels of a word have their own label in the other word: at the same place, one before, one after."""
+    own = bits[here]
+    if values.size == 0:
+        straight = bits[there]
+        back = (straight << _ONE) | (bits[there - 1] >> _LAST)
+        fore = (straight >> _ONE) | (bits[there + 1] << _LAST)
+    else:
+        straight = equal_bits(values, 64 * here, 64 * there)
+        back = equal_bits(values, 64 * here, 64 * there - 1)
+        fore = equal_bits(values, 64 * here, 64 * there + 1)
+    return own & straight, own & back, own & fore
+
+
+@kernel
+def _index_runs(bits: Words, values: NDArray[Any]) -> tuple[Words, Words, NDArray[np.int64]]:
+    """Where runs begin and end, and how many began before each word."""
+    starts = np.zeros_like(bits)
+    ends = np.zeros_like(bits)
+    ids = np.zeros(bits.size, np.int64)
+    count = 0
+    for here in range(1, bits.size - 1):
+        ids[here] = count
+        if bits[here] != _NONE:
+            _, back, fore = _touch(bits, values, here, here)
+            starts[here] = bits[here] & ~back
+            ends[here] = bits[here] & ~fore
+            count += count_ones(starts[here])
+    ids[-1] = count
+    return starts, ends, ids
+
+
+@kernel
+def _unite(
+    bits: Words,
+    values: NDArray[Any],
+    starts: Words,
+    ends: Words,
+    ids: NDArray[np.int64],
+    parents: NDArray[np.int32],
+    shape: tuple[int, int, int],
+    rank: int,
+) -> None:
+    """Join each run with those that it touches in rows before its own; a parent never comes after its child."""
+    depth, height, stride = shape
+    for z in range(depth):
+        for y in range(height):
+            row = (z * height + y) * stride + 1
+            outside = depth * height * stride + 1 - row
+            above = -height * stride if z > 0 else outside
+            before = -stride if y > 0 else outside
+            after_above = above + stride if z > 0 and y + 1 < height else outside
+            before_above = above - stride if z > 0 and y > 0 else outside
+            for here in range(row, row + stride - 1):
+                if bits[here] != _NONE and rank == 1:
+                    for there in (here + above, here + before):
+                        faces = _touch(bits, values, here, there)[0]
+                        _link(starts, ids, parents, here, there, faces, _NONE, _NONE)
+                elif bits[here] != _NONE:
+                    others = (here + above, here + before, here + after_above, here + before_above)
+                    _unite_word(bits, values, starts, ends, ids, parents, (here, rank), others)
+
+
+@inlined
+def _unite_word(
+    bits: Words,
+    values: NDArray[Any],
+    starts: Words,
+    ends: Words,
+    ids: NDArray[np.int64],
+    parents: NDArray[np.int32],
+    word: tuple[int, int],
+    others: tuple[int, int, int, int],
+) -> None:
+    """Join the runs of one word with rows above, before and diagonal, leaving out what is joined already.
+
+    Both voxels of a contact may touch a third one, in the row above or before: then they are one component anyway.
+    ``known``, ``known_back`` and ``known_fore`` mark such voxels, for contacts straight on, backward and forward.
+    """
+    here, rank = word
+    above, before, after_above, before_above = others
+    start, end = starts[here], ends[here]
+    level, back, fore = _touch(bits, values, here, above)
+    _link(starts, ids, parents, here, above, level, start & back & ~level, end & fore & ~level)
+    known, known_back, known_fore = level | back | fore, level | back, level | fore
+    if rank == 3:
+        skip, skip_back, skip_fore = known, known_back, known_fore
+    else:
+        skip, skip_back, skip_fore = level, back, fore
+    if (bits[here] & ~skip) | (start & ~skip_back) | (end & ~skip_fore) != _NONE:
+        corners = _ALL if rank == 3 else _NONE
+        level, back, fore = _touch(bits, values, here, before)
+        backs, fores = start & back & ~level & ~skip_back, end & fore & ~level & ~skip_fore
+        _link(starts, ids, parents, here, before, level & ~skip, backs, fores)
+        far, far_back, far_fore = _touch(bits, values, here, after_above)
+        backs, fores = corners & start & far_back & ~far & ~known_back, corners & end & far_fore & ~far & ~known_fore
+        _link(starts, ids, parents, here, after_above, far & ~known, backs, fores)
+        known, known_back, known_fore = (
+            known | level | back | fore,
+            known_back | level | back,
+            known_fore | level | fore,
+        )
+        far, far_back, far_fore = _touch(bits, values, here, before_above)
+        backs, fores = corners & start & far_back & ~far & ~known_back, corners & end & far_fore & ~far & ~known_fore
+        _link(starts, ids, parents, here, before_above, far & ~known, backs, fores)
+
+
+@inlined
+def _link(
+    starts: Words,
+    ids: NDArray[np.int64],
+    parents: NDArray[np.int32],
+    here: int,
+    there: int,
+    straight: Any,
+    back: Any,
+    fore: Any,
+) -> None:
+    """Join runs of one word with runs of another where bits are set; run number = runs that began so far."""
+    own, other = starts[here], starts[there]
+    own_id, other_id = ids[here] - 1, ids[there] - 1
+    straight &= ~(straight << _ONE) | own  # once for each stretch
+    while straight != _NONE:
+        so_far = _ALL >> (_LAST - np.uint64(trailing_zeros(straight)))
+        straight &= straight - _ONE
+        _join(parents, own_id + count_ones(own & so_far), other_id + count_ones(other & so_far))
+    while back != _NONE:
+        so_far = _ALL >> (_LAST - np.uint64(trailing_zeros(back)))
+        back &= back - _ONE
+        _join(parents, own_id + count_ones(own & so_far), other_id + count_ones(other & (so_far >> _ONE)))
+    while fore != _NONE:
+        so_far = _ALL >> (_LAST - np.uint64(trailing_zeros(fore)))
+        fore &= fore - _ONE
+        _join(parents, own_id + count_ones(own & so_far), other_id + count_ones(other & so_far) + 1)
+
+
+@inlined
+def _join(parents: NDArray[np.int32], i: int, j: int) -> None:
+    a, b = parents[i], parents[j]
+    if a != b:
+        while parents[a] != a:
+            parents[a] = parents[parents[a]]
+            a = parents[a]
+        while parents[b] != b:
+            parents[b] = parents[parents[b]]
+            b = parents[b]
+        parents[a] = parents[b] = parents[i] = parents[j] = min(a, b)
+
+
+@kernel
+def _number(parents: NDArray[np.int32]) -> int:
+    """Replace each parent by the component number; parents come first, so theirs is known."""
+    count = 0
+    for i in range(parents.size):
+        if parents[i] == i:
+            count += 1
+            parents[i] = count
+        else:
+            parents[i] = parents[parents[i]]
+    return count
+
+
+@kernel
+def _list_spans(starts: Words, ends: Words, count: int, stride: int, width: int) -> NDArray[np.int64]:
+    """Table of runs; within a row the n-th start belongs to the n-th end."""
+    spans = np.empty((count, 2), np.int64)
+    first = last = 0
+    for r in range(starts.size // stride - 1):
+        for w in range(stride - 1):
+            here, origin = 1 + r * stride + w, r * width + 64 * w
+            start, end = starts[here], ends[here]
+            while start != _NONE:
+                spans[first, 0] = origin + trailing_zeros(start)
+                start &= start - _ONE
+                first += 1
+            while end != _NONE:
+                spans[last, 1] = origin + trailing_zeros(end) + 1
+                end &= end - _ONE
+                last += 1
+    return spans
+
+
+@kernel
+def paint(spans: NDArray[np.int64], values: NDArray[Any], line: NDArray[Any]) -> None:
+    """Write the value of each run to its voxels."""
+    for k in range(values.size):
+        for x in range(np.uint64(spans[k, 0]), np.uint64(spans[k, 1])):
+            line[x] = values[k]
