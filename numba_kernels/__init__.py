@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from numba_kernels.component_stats import component_stats, largest_component, remove_small_components
 from numba_kernels.component_sums import cell_overlap, cell_overlap_backward
 from numba_kernels.connected_components import connected_components
 from numba_kernels.contacts import class_contacts
@@ -9,17 +10,23 @@ from numba_kernels.distance import distance
 from numba_kernels.local_thickness import local_thickness
 from numba_kernels.nearest_component import nearest_component
 from numba_kernels.skeleton import skeletonize, tube
+from numba_kernels.soft_skeleton import soft_skeleton, soft_skeleton_backward
 
 __distribution__ = "nnunet-imbal"
 __all__ = [
     "cell_overlap",
     "cell_overlap_backward",
     "class_contacts",
+    "component_stats",
     "connected_components",
     "distance",
+    "largest_component",
     "local_thickness",
     "nearest_component",
+    "remove_small_components",
     "skeletonize",
+    "soft_skeleton",
+    "soft_skeleton_backward",
     "tube",
     "warmup",
 ]
@@ -33,13 +40,18 @@ def warmup() -> None:
     Example:
         >>> warmup()
     """
-    for dtype in (np.int8, np.int16, np.int32, np.int64):
-        cells, count = connected_components(np.ones((1, 1, 2), dtype))
-    nearest_component(cells)
+    for dtype in (np.uint8, np.int32):
+        cells, count = connected_components(np.array([[[1, 2]]], dtype))
+        component_stats(cells, fields=[np.ones(cells.shape, np.float32), np.ones(cells.shape)])
+    largest_component(cells)
+    for spacing in ((1, 1, 1), (1, np.e, np.pi)):  # short and long keys
+        nearest_component(cells, spacing)
     tube(skeletonize(cells))
     local_thickness(np.array([[0, 1]]))
     for num_classes in (2, 300):
         class_contacts(np.ones((2, 2), np.uint8), num_classes)
+    pair = np.ones((1, 2), np.float32)
+    soft_skeleton_backward(soft_skeleton(pair, 0), pair, 0)
     for probs in (np.ones(cells.shape, np.float32), np.ones(cells.shape, np.float64)):
         for target in (cells.astype(np.uint8), probs):
             sums = cell_overlap(probs, target, cells, count)
