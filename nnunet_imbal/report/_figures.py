@@ -16,9 +16,10 @@ from matplotlib.ticker import LogLocator
 
 from nnunet_imbal.report._words import volume, volume_range
 
-__all__ = ["MAX_CLASSES", "dice_figure", "recall_figure", "size_figure"]
+__all__ = ["ENOUGH_FOR_BOX", "MAX_CLASSES", "dice_figure", "recall_figure", "size_figure"]
 
 MAX_CLASSES = 12
+ENOUGH_FOR_BOX = 5  # quartiles of fewer values say more than is known
 _LONGEST_NAME = 28
 
 # Stand-ins that matplotlib writes into the SVG and _to_svg swaps for what only the browser knows.
@@ -66,13 +67,14 @@ def recall_figure(summary: dict[str, Any]) -> Markup:
         axes = figure.subplots(len(panels), squeeze=False)
         for panel, (name, bins) in zip(axes.flat, panels.items(), strict=True):
             _draw_recall(panel, _shorten(name) if len(panels) > 1 else "", bins)
+        figure.legend(*axes.flat[0].get_legend_handles_labels(), ncols=2, frameon=False, loc="outside upper right")
         axes.flat[-1].set_xlabel("lesion volume, small to large")
 
     return _to_svg("recall", (9.0, 2.6 * len(panels) + 0.2), draw)
 
 
 def dice_figure(cases: Sequence[dict[str, Any]], names: Sequence[str]) -> Markup:
-    """Dice of every case as a point, with median and quartiles, one row per class.
+    """Dice of every case as a point, from five cases on with a box of the quartiles, one row per class.
 
     Args:
         cases: ``cases`` of the evaluation file; undefined (null) values are left out.
@@ -82,7 +84,8 @@ def dice_figure(cases: Sequence[dict[str, Any]], names: Sequence[str]) -> Markup
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        axes.boxplot(values, orientation="horizontal", **_box_style())
+        boxes = [dice if len(dice) >= ENOUGH_FOR_BOX else [] for dice in values]
+        axes.boxplot(boxes, orientation="horizontal", **_box_style())
         for row, dice in enumerate(values, start=1):
             axes.scatter(dice, row + _spread(len(dice)), s=22, color=_FOUND, alpha=0.75, linewidths=0, zorder=3)
         axes.set(xlim=(-0.02, 1.02), xlabel="Dice per case (1 = perfect overlap)")
@@ -125,7 +128,7 @@ def size_figure(cases: Sequence[dict[str, Any]], names: Sequence[str]) -> Markup
 
 def _draw_recall(axes: Axes, title: str, bins: Sequence[dict[str, Any]]) -> None:
     heights = [entry["recall"] for entry in bins]
-    axes.bar(range(len(bins)), heights, color=_FOUND, width=0.82, zorder=2)
+    axes.bar(range(len(bins)), heights, color=_FOUND, width=0.82, zorder=2, label="found")
     axes.bar(
         range(len(bins)),
         [1 - height for height in heights],
@@ -134,6 +137,7 @@ def _draw_recall(axes: Axes, title: str, bins: Sequence[dict[str, Any]]) -> None
         alpha=0.28,
         width=0.82,
         zorder=2,
+        label="missed",
     )
     for index, entry in enumerate(bins):
         text = f"{entry['detected']}/{entry['lesions']}"

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,9 +13,21 @@ from PIL import Image
 
 from nnunet_imbal.errors import DataError, GeometryError
 from nnunet_imbal.io import Volume, check_same_geometry, read_image, read_label
+from nnunet_imbal.report._orientation import edge_letters, names_patient_axes
+from nnunet_imbal.report._words import short_path
 from numba_kernels.connected_components import connected_components
 
-__all__ = ["FOUND", "MAX_PIXELS", "MISSED", "ONLY_PREDICTED", "case_slices", "find_images", "mark_codes", "runs"]
+__all__ = [
+    "FOUND",
+    "MAX_PIXELS",
+    "MISSED",
+    "ONLY_PREDICTED",
+    "case_slices",
+    "channel_name",
+    "find_images",
+    "mark_codes",
+    "runs",
+]
 
 MAX_PIXELS = 320
 MISSED, ONLY_PREDICTED, FOUND = 1, 2, 3
@@ -56,11 +69,13 @@ def case_slices(
 
     Returns:
         Dictionary of JSON values: ``rows``, ``columns``, ``aspect`` (row height / column width in mm),
-        ``factor`` (in-plane reduction), ``images`` (base64 JPEG per slice, empty without image), ``note`` and
-        ``classes`` (per class ``name``, ``open`` slice and ``runs`` per slice, see `runs`).
+        ``factor`` (in-plane reduction), ``images`` (base64 JPEG per slice, empty without image), ``note``,
+        ``channel`` (see `channel_name`), ``letters`` (see `edge_letters`, None if not known) and ``classes``
+        (per class ``name``, ``open`` slice, ``runs`` per slice, see `runs`, and the places of the ``missed``
+        lesions and the ``false_alarms``).
 
     Raises:
-        DataError: a file is missing or cannot be read.
+        DataError: a file is missing, cannot be read or holds other lesions than those evaluated.
         GeometryError: a label map is not on the grid that was evaluated.
     """
     reference, prediction = (_read_evaluated(case, role) for role in ("reference", "prediction"))
@@ -73,8 +88,8 @@ def case_slices(
     packed = [
         _pack_class(
             name,
-            _members(reference.array, values),
-            _members(prediction.array, values) & known,
+            (_members(reference.array, values), _members(prediction.array, values) & known),
+            case,
             factor,
             settings["connectivity"],
         )
@@ -87,8 +102,31 @@ def case_slices(
         "factor": factor,
         "images": pictures,
         "note": note,
+        "channel": channel_name(image, reference.path) if pictures else "",
+        "letters": edge_letters(reference.direction) if names_patient_axes(reference.path) else None,
         "classes": packed,
     }
+
+
+def channel_name(image: Path | None, reference: Path) -> str:
+    """Name of the first channel, as ``channel_names`` of a ``dataset.json`` beside the folders calls it.
+
+    Args:
+        image: image file; the dataset.json beside its folder comes first.
+        reference: label map; the dataset.json beside its folder comes second.
+
+    Returns:
+        For example ``CT`` or ``FLAIR``; empty if no file names it.
+    """
+    for file in (image, reference):
+        if file is None:
+            continue
+        try:
+            content = json.loads((file.parent.parent / "dataset.json").read_text(encoding="utf-8"))
+            return str(content["channel_names"]["0"])
+        except (OSError, ValueError, LookupError, TypeError):
+            continue  # the name is a courtesy; the report does without it
+    return ""
 
 
 def mark_codes(truth: Mask, prediction: Mask, factor: int = 1) -> Codes:
@@ -147,27 +185,72 @@ def _read_evaluated(case: dict[str, Any], role: str) -> Volume:
     return labels
 
 
-def _pack_class(name: str, truth: Mask, prediction: Mask, factor: int, connectivity: int) -> dict[str, Any]:
-    marked = np.flatnonzero((truth | prediction).any(axis=(1, 2)))
+def _pack_class(
+    name: str, masks: tuple[Mask, Mask], case: dict[str, Any], factor: int, connectivity: int
+) -> dict[str, Any]:
+    truth, prediction = masks
     packed: list[list[int]] = [[] for _ in truth]
-    for z in marked:
+    for z in np.flatnonzero((truth | prediction).any(axis=(1, 2))):
         packed[z] = runs(mark_codes(truth[z], prediction[z], factor))
+    entry = case["classes"][name]
+    try:
+        missed = _places(truth, [lesion for lesion in entry["lesions"] if not lesion["detected"]], connectivity)
+        false_alarms = _places(prediction, entry["false_positives"], connectivity)
+    except LookupError as error:
+        raise DataError(
+            f"the label maps of case {case['case']!r} are not those that were evaluated; "
+            "run `nnunet-imbal evaluate` again."
+        ) from error
+    return {
+        "name": name,
+        "open": _opening_slice(missed, false_alarms, truth),
+        "runs": packed,
+        "missed": missed,
+        "false_alarms": false_alarms,
+    }
+
+
+def _opening_slice(missed: list[dict[str, Any]], false_alarms: list[dict[str, Any]], truth: Mask) -> int:
+    """The largest cross-section of a missed lesion; without one, most truth; without any, of a false alarm."""
+    if not missed and truth.any():
+        return int(truth.sum(axis=(1, 2)).argmax())
+    largest = max(missed or false_alarms, key=lambda place: place["area"], default={"slice": len(truth) // 2})
+    return int(largest["slice"])
+
+
+def _places(mask: Mask, lesions: list[dict[str, Any]], connectivity: int) -> list[dict[str, Any]]:
+    """Where each lesion has its largest cross-section, largest lesion first.
+
+    Args:
+        mask: ``(Z, Y, X)`` bool whose components the lesions are.
+        lesions: entries with ``id``, ``voxels`` and ``volume_mm3``.
+        connectivity: neighbours that make one component, as in the evaluation.
+
+    Returns:
+        ``volume_mm3``, ``slice``, ``area`` (voxels there), ``row`` and ``column`` (centre there) of each.
+
+    Raises:
+        LookupError: a lesion is no component of the mask.
+    """
+    if not lesions:
+        return []
+    marked = np.flatnonzero(mask.any(axis=(1, 2)))
     if not marked.size:
-        return {"name": name, "open": len(truth) // 2, "runs": packed}
-    part = slice(marked[0], marked[-1] + 1)  # a class of a whole body fills few of its slices
-    best = _interesting(truth[part], prediction[part], connectivity).sum(axis=(1, 2)).argmax()
-    return {"name": name, "open": int(marked[0] + best), "runs": packed}
+        raise LookupError
+    components, amount = connected_components(mask[marked[0] : marked[-1] + 1], connectivity)
+    areas = np.stack([np.bincount(plane.ravel(), minlength=amount + 1) for plane in components])
+    places = [_place(components, areas[:, lesion["id"]], lesion) for lesion in lesions]
+    for place in places:
+        place["slice"] += int(marked[0])
+    return sorted(places, key=lambda place: -place["volume_mm3"])
 
 
-def _interesting(truth: Mask, prediction: Mask, connectivity: int) -> Mask:
-    """Missed lesions; if there is none, all lesions; if there is none either, all false alarms."""
-    if not truth.any():
-        return prediction
-    components, amount = connected_components(truth, connectivity)
-    missed = np.ones(amount + 1, bool)
-    missed[0] = False
-    missed[components[prediction]] = False
-    return missed[components] if missed.any() else truth
+def _place(components: NDArray[Any], areas: NDArray[np.int64], lesion: dict[str, Any]) -> dict[str, Any]:
+    if areas.sum() != lesion["voxels"]:
+        raise LookupError
+    z = int(areas.argmax())
+    row, column = (float(where.mean()) for where in np.nonzero(components[z] == lesion["id"]))
+    return {"volume_mm3": lesion["volume_mm3"], "slice": z, "area": int(areas[z]), "row": row, "column": column}
 
 
 def _members(labels: NDArray[Any], values: Iterable[int]) -> Mask:
@@ -184,7 +267,10 @@ def _pictures(image: Path | None, reference: Volume, factor: int) -> tuple[list[
         volume = read_image(image)
         check_same_geometry(volume, reference)
     except DataError as error:
-        return [], f"The image cannot be shown, the marks are shown on black: {error}."
+        reason = str(error)
+        for path in (image, reference.path):
+            reason = reason.replace(str(path), short_path(path))
+        return [], f"The image cannot be shown, the marks are shown on black: {reason}."
     low, high = _grey_window(volume.array)
     pictures = [_jpeg(_to_grey(plane, low, high), factor) for plane in volume.array]
     return pictures, f"Grey values: {_brief(low)} is black, {_brief(high)} is white."

@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 __all__ = [
@@ -11,12 +13,13 @@ __all__ = [
     "lesion_sentence",
     "number",
     "percent",
+    "short_path",
     "volume",
     "volume_range",
 ]
 
 _UNDEFINED = "\N{EN DASH}"
-_ROUND_VOLUMES = [base * 10.0**power for power in range(-3, 9) for base in (1, 2, 3, 5)]
+_ENOUGH_TO_SPLIT = 10
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -87,45 +90,74 @@ def keep_together(sentence: str) -> str:
     return re.sub(r"(?<=\d) (?=mm³|mL|%)", "\N{NO-BREAK SPACE}", sentence)
 
 
+def short_path(path: str | Path) -> str:
+    """Last two parts of a path: enough to recognise it, without the names of people and disks before them.
+
+    Example:
+        >>> short_path("/home/anna/trial/labelsTs"), short_path("labelsTs")
+        ('…/trial/labelsTs', 'labelsTs')
+    """
+    # The evaluation may come from Windows.
+    parts = [part for part in re.split(r"[\\/]", str(path)) if part]
+    return "/".join(parts) if len(parts) < 3 else "\N{HORIZONTAL ELLIPSIS}/" + "/".join(parts[-2:])
+
+
 def lesion_sentence(lesions: Sequence[dict[str, Any]]) -> str:
-    """Say how many lesions were missed and how small they are.
+    """Say how many lesions were missed, small ones and large ones apart, and how large the largest was.
 
     Args:
         lesions: entries with ``volume_mm3`` and ``detected``.
 
     Example:
-        >>> found = [{"volume_mm3": 400.0, "detected": True}] * 3
-        >>> lesion_sentence([*found, {"volume_mm3": 12.0, "detected": False}])
-        '1 of 4 lesions was missed; its volume is 12 mm³.'
+        >>> lesion_sentence([{"volume_mm3": 8.0, "detected": False}, {"volume_mm3": 30.0, "detected": True}])
+        '1 of 2 lesions was missed; its volume is 8 mm³.'
     """
     if not lesions:
         return "The reference contains no lesion."
-    missed = sorted(lesion["volume_mm3"] for lesion in lesions if not lesion["detected"])
+    missed = [lesion["volume_mm3"] for lesion in lesions if not lesion["detected"]]
+    who = "The only lesion" if len(lesions) == 1 else f"All {len(lesions):,} lesions"
     if not missed:
-        return "The only lesion was found." if len(lesions) == 1 else f"All {len(lesions):,} lesions were found."
+        return f"{who} {'was' if len(lesions) == 1 else 'were'} found."
     if len(missed) == 1:
-        return f"1 of {count(len(lesions), 'lesion')} was missed; its volume is {volume(missed[0])}."
-    return f"{len(missed):,} of {len(lesions):,} lesions were missed; {_how_small(missed)}."
+        first = who if len(lesions) == 1 else f"1 of {count(len(lesions), 'lesion')}"
+        return f"{first} was missed; its volume is {volume(missed[0])}."
+    largest = f"the largest of them has {volume(max(missed))}"
+    if len(missed) == len(lesions):
+        return f"{who} were missed; {largest}."
+    return f"{len(missed):,} of {len(lesions):,} lesions were missed{_by_size(lesions)}; {largest}."
 
 
-def false_alarm_sentence(false_alarms: int, cases: int) -> str:
-    """Say how often the model marks something that is not there.
+def false_alarm_sentence(false_alarms: int, cases: int, silent: int = 0) -> str:
+    """Say how often the model marks something that is not there, and how often it marks nothing at all.
+
+    Args:
+        false_alarms: amount in all cases.
+        cases: amount of cases.
+        silent: amount of cases where the model marked nothing: no false alarm there is no merit.
 
     Example:
         >>> false_alarm_sentence(8, 10)
         'There were 8 false alarms in 10 cases (0.8 per case).'
+        >>> false_alarm_sentence(0, 5, silent=2)
+        'There was no false alarm in 3 cases; in 2 of 5 cases the model marked nothing.'
     """
+    if silent == cases:
+        return "The model marked nothing." if cases == 1 else f"The model marked nothing in any of the {cases:,} cases."
+    nothing = f"; in {silent:,} of {cases:,} cases the model marked nothing" if silent else ""
     if not false_alarms:
-        return f"There was no false alarm in {count(cases, 'case')}."
+        return f"There was no false alarm in {count(cases - silent, 'case')}{nothing}."
     verb = "was" if false_alarms == 1 else "were"
     per_case = f" ({false_alarms / cases:.1f} per case)" if cases > 1 else ""
-    return f"There {verb} {count(false_alarms, 'false alarm')} in {count(cases, 'case')}{per_case}."
+    return f"There {verb} {count(false_alarms, 'false alarm')} in {count(cases, 'case')}{per_case}{nothing}."
 
 
-def _how_small(missed: Sequence[float]) -> str:
-    """Describe sorted volumes by the smallest round number that at least four fifths stay below."""
-    wanted = -(-4 * len(missed) // 5)
-    limit = next((v for v in _ROUND_VOLUMES if missed[wanted - 1] < v), missed[-1])
-    larger = sum(v >= limit for v in missed)
-    who = {0: "all of them", 1: "all but one"}.get(larger, f"all but {larger}")
-    return f"{who} are smaller than {volume(limit)}"
+def _by_size(lesions: Sequence[dict[str, Any]]) -> str:
+    """Missed lesions below the median volume and from it on; nothing where there are too few to split."""
+    middle = median(lesion["volume_mm3"] for lesion in lesions)
+    small = [lesion for lesion in lesions if lesion["volume_mm3"] < middle]
+    if len(lesions) < _ENOUGH_TO_SPLIT or not small:
+        return ""
+    large = [lesion for lesion in lesions if lesion["volume_mm3"] >= middle]
+    below, above = (sum(not lesion["detected"] for lesion in half) for half in (small, large))
+    first = f"{below:,} of the {len(small):,} below the median volume of {volume(middle)}"
+    return f": {first}, {above:,} of the other {len(large):,}"

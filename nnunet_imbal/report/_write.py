@@ -17,7 +17,7 @@ from nnunet_imbal.errors import DataError
 from nnunet_imbal.evaluation import load_evaluation
 from nnunet_imbal.io import write_atomically
 from nnunet_imbal.report import _words
-from nnunet_imbal.report._figures import MAX_CLASSES, dice_figure, recall_figure, size_figure
+from nnunet_imbal.report._figures import ENOUGH_FOR_BOX, MAX_CLASSES, dice_figure, recall_figure, size_figure
 from nnunet_imbal.report._slices import case_slices, find_images
 
 __all__ = ["MAX_BYTES", "MAX_VIEWERS", "write_report"]
@@ -36,7 +36,16 @@ _NEEDED = (
 )
 _NEEDED_OF_SUMMARY = ("dice", "surface_dice", "hd95_mm", "recall", "recall_by_size", "false_positives_per_case")
 _NEEDED_OF_CASE = ("case", "prediction", "reference", "shape", "spacing_mm", "classes")
-_NEEDED_OF_CLASS = ("dice", "surface_dice", "hd95_mm", "lesions", "false_positives", "false_positive_count")
+_NEEDED_OF_CLASS = (
+    "dice",
+    "surface_dice",
+    "hd95_mm",
+    "lesions",
+    "false_positives",
+    "false_positive_count",
+    "volume_reference_mm3",
+    "volume_prediction_mm3",
+)
 _GENERATOR = b'<meta name="generator" content="nnunet-imbal report">'
 
 
@@ -69,6 +78,7 @@ def write_report(
         title=title,
         result=result,
         evaluation=evaluation.resolve(),
+        box_from=ENOUGH_FOR_BOX,
         measured=datetime.fromtimestamp(evaluation.stat().st_mtime, tz=timezone.utc),
         cases=cases,
         viewers=_viewers(cases, result, find_images(result, images)),
@@ -138,20 +148,23 @@ def _missed(entry: dict[str, Any]) -> list[dict[str, Any]]:
     return [lesion for lesion in entry["lesions"] if not lesion["detected"]]
 
 
-def _findings(result: dict[str, Any]) -> list[dict[str, str]]:
+def _findings(result: dict[str, Any]) -> list[dict[str, Any]]:
     """One entry per class, lowest recall first: its name and two sentences."""
     summary = result["summary"]
     names = sorted(result["classes"], key=lambda name: (summary[name]["recall"] is None, summary[name]["recall"] or 0))
     return [_finding(name, result["cases"]) for name in names]
 
 
-def _finding(name: str, cases: Sequence[dict[str, Any]]) -> dict[str, str]:
+def _finding(name: str, cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
     measured = [case["classes"][name] for case in cases]
     false_alarms = sum(entry["false_positive_count"] for entry in measured)
+    silent = sum(entry["volume_prediction_mm3"] == 0 for entry in measured)
     return {
         "name": name,
         "lesions": _words.lesion_sentence([lesion for entry in measured for lesion in entry["lesions"]]),
-        "false_alarms": _words.false_alarm_sentence(false_alarms, len(cases)),
+        "false_alarms": _words.false_alarm_sentence(false_alarms, len(cases), silent),
+        "count": false_alarms,
+        "silent": silent == len(cases),
     }
 
 
@@ -162,7 +175,7 @@ def _figures(result: dict[str, Any]) -> dict[str, Markup | None]:
     return {
         "recall": recall_figure(summary) if some_lesion else None,
         "size": size_figure(result["cases"], names) if some_lesion else None,
-        "dice": dice_figure(result["cases"], names),
+        "dice": dice_figure(result["cases"], names) if len(result["cases"]) > 1 else None,
     }
 
 
@@ -172,13 +185,12 @@ def _viewers(cases: Sequence[dict[str, Any]], result: dict[str, Any], images: di
     size = 0
     for case in track(cases[:MAX_VIEWERS], min(len(cases), MAX_VIEWERS), "Packing slices"):
         slices = case_slices(case, result["classes"], images.get(case["case"]), result["settings"])
+        marks = _marks(case, slices)
         data = htmlsafe_json_dumps(slices, separators=(",", ":"))
         size += len(data)
         if packed and size > MAX_BYTES:
             break
-        packed.append(
-            {"case": case, "slices": slices, "data": data, "first": _first_class(case), "marks": _marks(case, slices)}
-        )
+        packed.append({"case": case, "slices": slices, "data": data, "first": _first_class(case), "marks": marks})
     return packed
 
 
@@ -189,32 +201,22 @@ def _first_class(case: dict[str, Any]) -> int:
 
 
 def _marks(case: dict[str, Any], slices: dict[str, Any]) -> list[dict[str, Any]]:
-    """Places to jump to: the missed lesions and the false alarms of each class, largest first."""
+    """Places to jump to, moved out of the packed slices: missed lesions and false alarms of each class."""
+    width_mm, factor = case["spacing_mm"][2], slices["factor"]
     return [
-        {
-            "missed": [_mark(lesion, case, slices["factor"]) for lesion in _largest_first(_missed(entry))],
-            "false_alarms": [
-                _mark(component, case, slices["factor"]) for component in _largest_first(entry["false_positives"])
-            ],
-        }
-        for entry in (case["classes"][packed["name"]] for packed in slices["classes"])
+        {kind: [_mark(place, width_mm, factor) for place in packed.pop(kind)] for kind in ("missed", "false_alarms")}
+        for packed in slices["classes"]
     ]
 
 
-def _largest_first(components: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return sorted(components, key=lambda component: -component["volume_mm3"])
-
-
-def _mark(component: dict[str, Any], case: dict[str, Any], factor: int) -> dict[str, Any]:
-    # A connected component meets every slice between its first and its last, hence also that of its centroid.
-    plane, row, column = component["centroid"]
-    radius_mm = (component["volume_mm3"] * 0.2387) ** (1 / 3)  # of a ball: V = 4/3 pi r^3
+def _mark(place: dict[str, Any], width_mm: float, factor: int) -> dict[str, Any]:
+    radius_mm = (place["volume_mm3"] * 0.2387) ** (1 / 3)  # of a ball: V = 4/3 pi r^3
     return {
-        "volume": _words.volume(component["volume_mm3"]),
-        "slice": round(plane),
-        "row": (row + 0.5) / factor,
-        "column": (column + 0.5) / factor,
-        "radius": radius_mm / case["spacing_mm"][2] / factor,
+        "volume": _words.volume(place["volume_mm3"]),
+        "slice": place["slice"],
+        "row": (place["row"] + 0.5) / factor,
+        "column": (place["column"] + 0.5) / factor,
+        "radius": radius_mm / width_mm / factor,
     }
 
 
@@ -226,7 +228,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    words = (_words.keep_together, _words.number, _words.percent, _words.volume)
+    words = (_words.keep_together, _words.number, _words.percent, _words.short_path, _words.volume)
     environment.filters |= {word.__name__: word for word in words}
     environment.globals["count"] = _words.count
     return environment

@@ -67,6 +67,22 @@
       }
     }
 
+    // The patient's sides, at the edges of the canvas whatever part of the slice it shows.
+    function paintLetters({ left, right, top, bottom }) {
+      const [width, height, size] = [canvas.width, canvas.height, canvas.width / 26];
+      pen.setTransform(1, 0, 0, 1, 0, 0);
+      pen.font = `600 ${size}px sans-serif`;
+      pen.textAlign = "center";
+      pen.textBaseline = "middle";
+      pen.lineWidth = size / 5;
+      pen.strokeStyle = "#000";
+      pen.fillStyle = "#fff";
+      for (const [letter, x, y] of [[left, size * 0.75, height / 2], [right, width - size * 0.75, height / 2], [top, width / 2, size * 0.75], [bottom, width / 2, height - size * 0.75]]) {
+        pen.strokeText(letter, x, y);
+        pen.fillText(letter, x, y);
+      }
+    }
+
     // Enlarge around the chosen place, else around the longest run of marks, without leaving the image.
     function view(runs) {
       let longest = -1;
@@ -87,6 +103,7 @@
       if (state.mode === "fill") paintAreas(runs);
       if (state.mode === "outline") paintOutlines(runs);
       if (state.place && state.place.slice === state.slice) paintPlace(state.place);
+      if (data.letters) paintLetters(data.letters);
     }
 
     function show(slice) {

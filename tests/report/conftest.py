@@ -51,6 +51,10 @@ class Dataset:
             evaluate_folders(self.root / "predictions", self.root / "labelsTs", self.evaluation)
         return self.evaluation
 
+    def evaluate_again(self) -> Path:
+        self.evaluation.unlink()
+        return self.save()
+
     def change(self, alter) -> Path:
         """Evaluate, let ``alter`` change the content of the file, and write it back."""
         content = json.loads(self.save().read_text(encoding="utf-8"))

@@ -75,8 +75,22 @@ def test_the_key_sentence_comes_first(two_lesions, out):
 
 def test_settings_version_and_folders_are_named(two_lesions, out):
     page = write_page(two_lesions.save(), out)
-    for words in (str(two_lesions.root / "predictions"), str(two_lesions.root / "labelsTs"), "26 neighbours", "1 mm"):
+    last = two_lesions.root.name
+    for words in (f"\N{HORIZONTAL ELLIPSIS}/{last}/predictions", f"/{last}/labelsTs", "26 neighbours", "1 mm"):
         assert words in page.text
+
+
+def test_no_path_on_the_page_names_people_or_disks(two_lesions, out):
+    image = two_lesions.root / "imagesTs" / "case_001_0000.nii.gz"
+    for content in (np.ones((12, 20, 25)), np.full((12, 20, 24), np.nan)):
+        two_lesions.write(image, content.astype(np.float32))
+        page = write_page(two_lesions.save(), out)
+        assert str(two_lesions.root.parent) not in page.html
+        assert "imagesTs/case_001_0000.nii.gz" in page.text
+
+
+def test_version_is_named(two_lesions, out):
+    page = write_page(two_lesions.save(), out)
     assert re.search(r"nnunet-imbal \d+\.\d+", page.text)
 
 
@@ -165,8 +179,74 @@ def test_a_heavy_page_is_cut_but_keeps_the_worst_case(two_lesions, out, monkeypa
 def test_nothing_marked_by_anyone(dataset, out):
     page = write_page(dataset.add(empty(), empty()).save(), out)
     assert "The reference contains no lesion." in page.text
-    assert "There was no false alarm in 1 case." in page.text
+    assert "The model marked nothing." in page.text
     assert "\N{EN DASH}" in page.text  # Dice is not defined
+
+
+def test_an_empty_prediction_is_named_and_never_praised(dataset, out):
+    truth = empty()
+    truth[1, 2:4, 2:4] = 1
+    page = write_page(dataset.add(truth, empty()).save(), out)
+    assert "The only lesion was missed; its volume is 18 mm³." in page.text.replace("\xa0", " ")
+    assert page.text.count("model marked nothing") >= 3  # headline, tile, case
+    assert "nothing marked" in page.text  # table of cases
+    assert "no false alarm" not in page.text.lower()
+
+
+def test_an_empty_prediction_among_others_is_counted(dataset, out):
+    truth = empty()
+    truth[1, 2:4, 2:4] = 1
+    page = write_page(dataset.add(truth, empty()).add(truth, truth).save(), out)
+    assert "There was no false alarm in 1 case; in 1 of 2 cases the model marked nothing." in page.text
+
+
+def test_one_case_has_values_instead_of_statistics(dataset, out):
+    truth = empty()
+    truth[1, 2:4, 2:4] = 1
+    page = write_page(dataset.add(truth, truth).save(), out)
+    assert "Dice 1.00, surface Dice 1.00, HD95 0.0 mm" in page.text
+    assert not re.search(r"Dice mean|mean,|Median Dice|whiskers|per case", page.text)
+    more = write_page(dataset.add(truth, truth).evaluate_again(), out)
+    assert all(word in more.text for word in ("Dice mean", "mean,", "Median Dice", "whiskers"))
+
+
+def test_every_missed_lesion_and_false_alarm_is_listed(dataset, out):
+    truth, prediction = empty((3, 12, 40)), empty((3, 12, 40))
+    truth[1, 1, 1:38:2] = 1  # 19 lesions
+    prediction[1, 8, 1:28:2] = 1  # 14 false alarms
+    page = write_page(dataset.add(truth, prediction).save(), out)
+    assert sum(tag == "button" for tag, _ in page.tags) == 19 + 14
+    for words in ("Missed lesions (19)", "7 more", "False alarms (14)", "2 more"):
+        assert words in page.text
+
+
+def test_a_missed_lesion_of_the_list_leads_to_the_opening_slice(clinic, out):
+    page = write_page(clinic.save(), out)
+    for number, viewer in enumerate(page.viewers):
+        article = page.html.split(f'id="case-{number}"')[1].split("<script")[0]
+        lists = article.split('class="findings"')[1:]
+        for packed, listed in zip(viewer["classes"], lists, strict=True):
+            missed = listed.split("False alarms")[0]
+            leads_to = {int(z) for z in re.findall(r'data-slice="(\d+)"', missed)}
+            assert not leads_to or packed["open"] in leads_to
+
+
+def test_the_channel_is_named_in_the_case_header(two_lesions, out):
+    evaluation, description = two_lesions.save(), two_lesions.root / "dataset.json"
+    for channels, shown in (({"0": "FLAIR<b>"}, ["FLAIR<b>"]), ({}, []), ([], [])):
+        description.write_text(json.dumps({"channel_names": channels}), encoding="utf-8")
+        page = write_page(evaluation, out)
+        header = page.text.split("turn the wheel")[1].split("lesion found")[0]
+        assert [name for name in ("FLAIR<b>",) if name in header] == shown
+    description.write_text("{", encoding="utf-8")
+    write_page(evaluation, out)
+
+
+def test_the_sides_of_the_patient_are_in_the_text_too(two_lesions, out):
+    page = write_page(two_lesions.save(), out)
+    label = next(attrs["aria-label"] for tag, attrs in page.tags if tag == "canvas")
+    assert "Left edge: patient's right (R)." in label
+    assert "Bottom edge: patient's back (P)." in label
 
 
 def test_many_classes_are_named_and_the_plots_show_the_worst(many_classes, out):

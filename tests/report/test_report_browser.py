@@ -4,7 +4,9 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from nnunet_imbal.report import write_report
 
@@ -129,6 +131,33 @@ def test_marks_can_be_hidden_and_enlarged(two_lesions, opened):
     assert viewer.amount(MISSED) > 2 * small
     viewer.click("input[value=off] + span")
     assert viewer.amount(MISSED) == 0
+
+
+def test_the_sides_of_the_patient_are_painted_unless_they_are_unknown(two_lesions, opened):
+    (two_lesions.root / "imagesTs" / "case_001_0000.nii.gz").unlink()
+    viewer = opened(two_lesions)
+    assert viewer.amount((255, 255, 255)) > 200
+    for name in ("labelsTs", "predictions"):
+        path = two_lesions.root / name / "case_001.nii.gz"
+        labels = sitk.ReadImage(str(path))
+        labels.SetDirection((0.8, -0.6, 0, 0.6, 0.8, 0, 0, 0, 1))
+        sitk.WriteImage(labels, str(path))
+    viewer = opened(two_lesions)
+    assert viewer.amount((255, 255, 255)) == 0
+    assert "No letters for the sides of the patient" in viewer.article.text
+
+
+def test_lesions_beyond_the_first_twelve_are_one_click_away(dataset, opened, browser):
+    truth = np.zeros((3, 24, 40), np.uint8)
+    truth[1, 1, 1:38:2] = truth[2, 8, 5] = 1  # 20 lesions
+    viewer = opened(dataset.add(truth, np.zeros_like(truth)))
+    buttons = viewer.article.find_elements("css selector", ".jumps.missed button")
+    assert sum(button.is_displayed() for button in buttons) == 12
+    viewer.click(".more summary")
+    assert sum(button.is_displayed() for button in buttons) == 20
+    viewer.click(".more li:last-child button")
+    assert viewer.position == "3 / 3"
+    _keep_screenshot(browser, "report_one_case.png")
 
 
 def test_the_class_can_be_changed(clinic, opened, browser):

@@ -2,18 +2,24 @@
 
 import base64
 import io
+import itertools
 import re
 
+import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from nnunet_imbal.errors import DataError
+from nnunet_imbal.io import read_label
 from nnunet_imbal.report._figures import dice_figure, recall_figure, size_figure
+from nnunet_imbal.report._orientation import edge_letters, names_patient_axes
 from nnunet_imbal.report._slices import MAX_PIXELS, case_slices, mark_codes, runs
-from nnunet_imbal.report._words import lesion_sentence
+from nnunet_imbal.report._words import false_alarm_sentence, lesion_sentence
 
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
@@ -70,6 +76,73 @@ def test_opens_at_the_slice_with_most_of_the_missed_lesions(packed):
     prediction[2, 0, 0] = 1
     truth[6:9, 5, 5] = truth[7, 4, 5] = 1
     assert packed(truth, prediction)["classes"][0]["open"] == 7
+
+
+def test_a_missed_lesion_leads_to_its_own_largest_cross_section(packed):
+    truth = blank()
+    truth[1:7, 1, 1] = truth[6, 0:3, 0:3] = 1  # a pear: its centroid is in slice 5
+    truth[8, 4:6, 4:6] = 1
+    one = packed(truth, blank())["classes"][0]
+    assert [(place["slice"], place["area"]) for place in one["missed"]] == [(6, 9), (8, 4)]
+    assert (one["missed"][1]["row"], one["missed"][1]["column"]) == (4.5, 4.5)
+    assert one["open"] == 6
+
+
+def test_label_maps_with_other_lesions_than_those_evaluated_are_refused(dataset):
+    truth, content = blank(), {}
+    truth[4, 1:3, 1:3] = 1
+    dataset.add(truth, blank()).change(content.update)
+    for other in (blank(), np.roll(truth, 1, axis=0) | np.eye(6, dtype=np.uint8)):
+        dataset.write(dataset.root / "labelsTs" / "case_001.nii.gz", other)
+        with pytest.raises(DataError, match="'case_001' are not those that were evaluated"):
+            case_slices(content["cases"][0], content["classes"], None, content["settings"])
+
+
+def turned(degrees):
+    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return (cos, -sin, 0, sin, cos, 0, 0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("direction", "letters"),
+    [
+        ((1, 0, 0, 0, 1, 0, 0, 0, 1), "RLAP"),
+        ((-1, 0, 0, 0, -1, 0, 0, 0, 1), "LRPA"),  # NIfTI's RAS, as LPS cosines
+        ((0, 0, 1, 1, 0, 0, 0, -1, 0), "APSI"),  # sagittal: X runs to the back, Y to the feet
+        ((1, 0, 0, 0, 0, 1, 0, -1, 0), "RLSI"),  # coronal
+        (turned(9), "RLAP"),
+        (turned(-9), "RLAP"),
+        (turned(11), None),
+        (turned(45), None),
+    ],
+)
+def test_letters_at_the_edges(direction, letters):
+    edges = edge_letters(direction)
+    assert letters == (edges and "".join(edges[side] for side in ("left", "right", "top", "bottom")))
+
+
+def test_letters_agree_with_nibabel(tmp_path, rng):
+    for axes in itertools.permutations(range(3)):
+        affine = np.eye(4)
+        affine[:3, :3] = np.eye(3)[:, axes] * rng.choice([-1, 1], 3)
+        nibabel.save(nibabel.Nifti1Image(np.zeros((3, 4, 5), np.uint8), affine), tmp_path / "a.nii")
+        across, down, _ = nibabel.aff2axcodes(affine)
+        edges = edge_letters(read_label(tmp_path / "a.nii").direction)
+        assert (edges["right"], edges["bottom"]) == (across, down)
+
+
+def test_files_that_do_not_name_the_patient_get_no_letters(tmp_path):
+    image = nibabel.Nifti1Image(np.zeros((3, 4, 5), np.uint8), np.eye(4))
+    nibabel.save(image, tmp_path / "known.nii.gz")
+    image.header.set_qform(None, 0)
+    image.header.set_sform(None, 0)
+    nibabel.save(nibabel.Nifti1Image(np.zeros((3, 4, 5), np.uint8), None, image.header), tmp_path / "unknown.nii")
+    sitk.WriteImage(sitk.Image(5, 4, 3, sitk.sitkUInt8), str(tmp_path / "space.nrrd"))
+    (tmp_path / "none.nrrd").write_bytes(
+        b"NRRD0004\ntype: uint8\ndimension: 3\nsizes: 2 2 2\nencoding: raw\n\n" + bytes(8)
+    )
+    names = ("known.nii.gz", "unknown.nii", "space.nrrd", "none.nrrd", "slice.png", "a.mha")
+    assert [names_patient_axes(tmp_path / name) for name in names] == [True, False, True, False, False, True]
 
 
 def test_opens_at_most_truth_if_all_was_found(packed):
@@ -139,15 +212,55 @@ def test_voxels_that_nobody_annotated_are_no_false_alarm(ignoring):
         ([], [], "The reference contains no lesion."),
         ([], [5.0], "The only lesion was found."),
         ([], [5.0, 6.0], "All 2 lesions were found."),
-        ([2.4], [], "1 of 1 lesion was missed; its volume is 2.4 mm³."),
-        ([10, 12, 20, 25, 28, 900], [5], "6 of 7 lesions were missed; all but one are smaller than 30 mm³."),
-        ([1500.0, 1999.0], [], "2 of 2 lesions were missed; all of them are smaller than 2 mL."),
+        ([2.4], [], "The only lesion was missed; its volume is 2.4 mm³."),
+        ([2.4], [5.0], "1 of 2 lesions was missed; its volume is 2.4 mm³."),
+        ([10, 12, 20, 25, 28, 900], [5], "6 of 7 lesions were missed; the largest of them has 900 mm³."),
+        ([10] * 5, [10] * 6, "5 of 11 lesions were missed; the largest of them has 10 mm³."),
+        (
+            [10, 20, 30, 900],
+            [15, 40, 50, 60, 1500, 2000],
+            "4 of 10 lesions were missed: 3 of the 5 below the median volume of 45 mm³, 1 of the other 5; "
+            "the largest of them has 900 mm³.",
+        ),
+        ([1500.0, 24_000.0], [], "All 2 lesions were missed; the largest of them has 24 mL."),
     ],
 )
 def test_the_sentence_about_missed_lesions(missed, found, sentence):
     lesions = [{"volume_mm3": v, "detected": False} for v in missed]
     lesions += [{"volume_mm3": v, "detected": True} for v in found]
     assert lesion_sentence(lesions) == sentence
+
+
+@pytest.mark.parametrize(
+    ("numbers", "sentence"),
+    [
+        ((0, 1), "There was no false alarm in 1 case."),
+        ((1, 2), "There was 1 false alarm in 2 cases (0.5 per case)."),
+        ((0, 1, 1), "The model marked nothing."),
+        ((0, 4, 4), "The model marked nothing in any of the 4 cases."),
+        (
+            (3, 4, 1),
+            "There were 3 false alarms in 4 cases (0.8 per case); in 1 of 4 cases the model marked nothing.",
+        ),
+    ],
+)
+def test_the_sentence_about_false_alarms(numbers, sentence):
+    assert false_alarm_sentence(*numbers) == sentence
+
+
+def test_the_bars_have_a_legend():
+    bins = [{"low_mm3": 8.0, "high_mm3": 8.0, "lesions": 5, "detected": 0, "recall": 0.0}]
+    svg = recall_figure({"lesion": {"recall_by_size": bins}})
+    assert re.findall(r">(found|missed)</text>", svg).count("missed") == 1
+
+
+def test_a_box_needs_five_cases():
+    def drawn(amount):
+        cases = [{"classes": {"lesion": {"dice": 0.1 * n}}} for n in range(amount)]
+        median = re.search(r'<path ([^>]*)stroke-width: 2"', dice_figure(cases, ["lesion"]))
+        return 'd="' in median[1]  # a line without points has no d
+
+    assert [drawn(amount) for amount in (2, 4, 5)] == [False, False, True]
 
 
 def test_plots_show_names_as_they_are():
