@@ -177,13 +177,15 @@ def _choose_scale(steps: NDArray[np.float64], shape: tuple[int, ...]) -> _Scale:
     bits = (max(*shape[:2], 1) - 1).bit_length()
     unit = float(steps.min())
     ratios = steps / unit
-    for denominator in range(1, _LARGEST_DENOMINATOR + 1):
-        parts = np.rint(ratios * denominator)
-        if np.allclose(parts, ratios * denominator, rtol=1e-12, atol=0):
-            weights = [int(part) ** 2 for part in parts]
-            for far in (np.int32(1 << 30), np.int64(1 << 62)):
-                if _fits(weights, shape, bits, far):
-                    return _Scale(weights, (unit / denominator) ** 2, bits, far)
+    denominators = np.arange(1, _LARGEST_DENOMINATOR + 1)
+    parts = denominators[:, None] * ratios
+    whole = np.all(np.abs(parts - np.rint(parts)) <= 1e-12 * parts, axis=1)
+    if whole.any():
+        denominator = int(denominators[whole][0])
+        weights = [round(ratio * denominator) ** 2 for ratio in ratios]
+        for far in (np.int32(1 << 30), np.int64(1 << 62)):
+            if _fits(weights, shape, bits, far):
+                return _Scale(weights, (unit / denominator) ** 2, bits, far)
     shift = 61 - bits - int(np.ceil(np.log2(np.sum((ratios * np.maximum(shape, 1)) ** 2) + 1)))
     return _Scale(
         [round(weight) for weight in np.ldexp(ratios**2, shift)],
