@@ -183,12 +183,16 @@ def _delete_by_parity(state: _State, queue: NDArray[np.int64]) -> None:
     """Delete in 8 turns, by odd and even z, y and x: voxels of one turn are no neighbours, their order is the same."""
     bits, octets, marked, parity, layout = state.bits, state.octets, state.marked, state.parity, state.layout
     half, whole = state.half, state.whole
-    for turn in range(8):
-        lane = ODD if turn & 1 else EVEN
+    group = np.empty(queue.size, np.int64)
+    for odd_rows in range(4):
+        count = 0
         for i in queue:
-            if parity[i] == turn >> 1:
+            group[count] = i
+            count += parity[i] == odd_rows
+        for lane in (EVEN, ODD):
+            for i in group[:count]:
                 gone = marked[i] & lane
-                if turn > 0:  # before, nothing has changed since the mark was set
+                if odd_rows > 0 or lane == ODD:  # in the first turn nothing has changed since the mark was set
                     gone = _deletable(octets, i, gone, half, whole, layout)
                 bits[i] &= ~gone
 
@@ -241,6 +245,6 @@ def _soil(
     for dz in (-layout.plane, 0, layout.plane):
         for dy in (-layout.row, 0, layout.row):
             k = i + dz + dy
-            if bits[k] & touched != 0:
-                dirty[k] |= bits[k] & touched
-                active[k >> 6] |= ONE << np.uint64(k & 63)
+            soiled = bits[k] & touched
+            dirty[k] |= soiled
+            active[k >> 6] |= np.uint64(soiled != 0) << np.uint64(k & 63)

@@ -58,7 +58,7 @@ def soft_skeleton_backward(grad: NDArray[Any], probs: NDArray[Any], iterations: 
     Where several voxels are equally extreme, one of them takes the whole gradient: of the largest the first in
     memory order; of the smallest the middle voxel, else the first in memory order. A maximum with 0 passes nothing
     on at 0. The states on the way are computed again from about ``sqrt(iterations)`` of them that are kept, so memory
-    is about ``4 * sqrt(iterations) + 5`` float32 volumes.
+    is about ``4 * sqrt(iterations) + 7`` float32 volumes.
 
     Args:
         grad: Gradient of the skeleton, float of the shape of ``probs``.
