@@ -121,10 +121,11 @@ def lesion_sentence(lesions: Sequence[dict[str, Any]]) -> str:
     if len(missed) == 1:
         first = who if len(lesions) == 1 else f"1 of {count(len(lesions), 'lesion')}"
         return f"{first} was missed; its volume is {volume(missed[0])}."
-    largest = f"the largest of them has {volume(max(missed))}"
+    largest = volume(max(missed))
     if len(missed) == len(lesions):
-        return f"{who} were missed; {largest}."
-    return f"{len(missed):,} of {len(lesions):,} lesions were missed{_by_size(lesions)}; {largest}."
+        return f"{who} were missed; the largest has {largest}."
+    share = f"{len(missed):,} of {len(lesions):,} lesions were missed{_by_size(lesions)}"
+    return f"{share}; the largest missed one has {largest}."
 
 
 def false_alarm_sentence(false_alarms: int, cases: int, silent: int = 0) -> str:

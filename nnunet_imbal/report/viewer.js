@@ -155,4 +155,6 @@
   }
 
   document.querySelectorAll("article.case").forEach(startViewer);
+  // Paper cannot be clicked: it gets the whole lists.
+  addEventListener("beforeprint", () => document.querySelectorAll(".more").forEach((list) => { list.open = true; }));
 })();

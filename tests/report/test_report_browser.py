@@ -153,6 +153,10 @@ def test_lesions_beyond_the_first_twelve_are_one_click_away(dataset, opened, bro
     viewer = opened(dataset.add(truth, np.zeros_like(truth)))
     buttons = viewer.article.find_elements("css selector", ".jumps.missed button")
     assert sum(button.is_displayed() for button in buttons) == 12
+    browser.execute_script("dispatchEvent(new Event('beforeprint'))")
+    assert sum(button.is_displayed() for button in buttons) == 20
+    viewer.click(".more summary")
+    assert sum(button.is_displayed() for button in buttons) == 12
     viewer.click(".more summary")
     assert sum(button.is_displayed() for button in buttons) == 20
     viewer.click(".more li:last-child button")

@@ -214,15 +214,15 @@ def test_voxels_that_nobody_annotated_are_no_false_alarm(ignoring):
         ([], [5.0, 6.0], "All 2 lesions were found."),
         ([2.4], [], "The only lesion was missed; its volume is 2.4 mm³."),
         ([2.4], [5.0], "1 of 2 lesions was missed; its volume is 2.4 mm³."),
-        ([10, 12, 20, 25, 28, 900], [5], "6 of 7 lesions were missed; the largest of them has 900 mm³."),
-        ([10] * 5, [10] * 6, "5 of 11 lesions were missed; the largest of them has 10 mm³."),
+        ([10, 12, 20, 25, 28, 900], [5], "6 of 7 lesions were missed; the largest missed one has 900 mm³."),
+        ([10] * 5, [10] * 6, "5 of 11 lesions were missed; the largest missed one has 10 mm³."),
         (
             [10, 20, 30, 900],
             [15, 40, 50, 60, 1500, 2000],
             "4 of 10 lesions were missed: 3 of the 5 below the median volume of 45 mm³, 1 of the other 5; "
-            "the largest of them has 900 mm³.",
+            "the largest missed one has 900 mm³.",
         ),
-        ([1500.0, 24_000.0], [], "All 2 lesions were missed; the largest of them has 24 mL."),
+        ([1500.0, 24_000.0], [], "All 2 lesions were missed; the largest has 24 mL."),
     ],
 )
 def test_the_sentence_about_missed_lesions(missed, found, sentence):
