@@ -22,6 +22,8 @@ _RANK = {2: {4: 1, 8: 2}, 3: {6: 1, 18: 2, 26: 3}}
 
 _NONE, _ONE, _LAST, _ALL = np.uint64(0), np.uint64(1), np.uint64(63), np.uint64(2**64 - 1)
 
+_STRIP = 8  # voxels: a vector register of int32
+
 Words = NDArray[np.uint64]
 
 
@@ -63,7 +65,7 @@ def _as_rows(labels: NDArray[Any]) -> NDArray[Any]:
     """Rows of bool if there is only one class, else of uint8 or int32. Equality of labels is all that counts."""
     native = np.ascontiguousarray(labels, labels.dtype.newbyteorder("="))
     rows = native.reshape(-1, labels.shape[-1])
-    if rows.dtype == np.bool_ or (rows.max() <= 1 and rows.min() >= 0):
+    if rows.dtype == np.bool_ or (rows.max() <= 1 and (rows.dtype.kind == "u" or rows.min() >= 0)):
         return rows.view(np.bool_) if rows.itemsize == 1 else rows != 0
     if rows.itemsize == 1:
         return rows.view(np.uint8)
@@ -279,7 +281,19 @@ def _list_spans(starts: Words, ends: Words, count: int, stride: int, width: int)
 
 @kernel
 def paint(spans: NDArray[np.int64], values: NDArray[Any], line: NDArray[Any]) -> None:
-    """Write the value of each run to its voxels."""
+    """Write the value of each run to its voxels; the runs in memory order, the line all 0 before.
+
+    Most runs are short, and a loop of unknown length costs more than what it writes. So whole strips are written, and
+    where the last one went too far, a strip of 0 follows. Runs to come are not there yet.
+    """
     for k in range(values.size):
-        for x in range(np.uint64(spans[k, 0]), np.uint64(spans[k, 1])):
-            line[x] = values[k]
+        start, stop = np.uint64(spans[k, 0]), np.uint64(spans[k, 1])
+        if spans[k, 1] + 2 * _STRIP > line.size:
+            line[start:stop] = values[k]
+            continue
+        while start < stop:
+            for t in range(np.uint64(_STRIP)):
+                line[start + t] = values[k]
+            start += np.uint64(_STRIP)
+        for t in range(np.uint64(_STRIP)):
+            line[stop + t] = 0
