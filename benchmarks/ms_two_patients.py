@@ -27,7 +27,7 @@ PATIENTS = ("07", "26")
 CONFIGURATION = "3d_short"
 SHORT = {"nnUNetTrainer": "StockShort", "ImbalTrainer": "ImbalShort"}
 SIZES = ((0, 10), (10, 100), (100, float("inf")))  # mm³
-PATCH, BATCH, FEATURES = (48, 48, 48), 2, (16, 32, 64, 128)
+PATCH, BATCH, FEATURES = (40, 40, 40), 2, (16, 32, 64)
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def plan(workspace: Workspace) -> None:
 
 
 def short_configuration(full: dict[str, Any]) -> dict[str, Any]:
-    """Make nnU-Net's planned configuration smaller: patch, batch and a network of four stages."""
+    """Make nnU-Net's planned configuration smaller: patch, batch and network."""
     stages = len(FEATURES)
     architecture = json.loads(json.dumps(full["architecture"]))
     architecture["arch_kwargs"].update(
