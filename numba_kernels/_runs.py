@@ -11,14 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numba_kernels._bits import count_ones, trailing_zeros
-from numba_kernels._checks import as_label_map
+from numba_kernels._checks import as_label_map, neighbour_rank
 from numba_kernels._jit import inlined, kernel
 from numba_kernels._vector import equal_bits
 
 __all__ = ["Runs", "find_runs", "paint"]
-
-# How many coordinates may differ by one between two neighbours, per dimension and connectivity.
-_RANK = {2: {4: 1, 8: 2}, 3: {6: 1, 18: 2, 26: 3}}
 
 _NONE, _ONE, _LAST, _ALL = np.uint64(0), np.uint64(1), np.uint64(63), np.uint64(2**64 - 1)
 
@@ -38,7 +35,7 @@ class Runs(NamedTuple):
 def find_runs(labels: NDArray[Any], connectivity: int | None) -> Runs:
     """List the runs of a label map and the component that each belongs to."""
     labels = as_label_map(labels)
-    rank = _neighbour_rank(labels, connectivity)
+    rank = neighbour_rank(labels.ndim, connectivity)
     if labels.size == 0:
         return Runs(np.empty((0, 2), np.int64), np.empty(0, np.int32), 0)
     shape = (1,) * (3 - labels.ndim) + labels.shape
@@ -50,15 +47,6 @@ def find_runs(labels: NDArray[Any], connectivity: int | None) -> Runs:
     _unite(bits, values, starts, ends, ids, numbers, (shape[0], shape[1], stride), rank)
     count = _number(numbers)
     return Runs(_list_spans(starts, ends, numbers.size, stride, shape[2]), numbers, int(count))
-
-
-def _neighbour_rank(labels: NDArray[Any], connectivity: int | None) -> int:
-    ranks = _RANK[labels.ndim]
-    if connectivity is None:
-        return labels.ndim
-    if connectivity not in ranks:
-        raise ValueError(f"connectivity in {labels.ndim}-D must be one of {sorted(ranks)}, got {connectivity}")
-    return ranks[connectivity]
 
 
 def _as_rows(labels: NDArray[Any]) -> NDArray[Any]:
