@@ -78,7 +78,7 @@ def test_a_step_without_its_output_is_an_error(tmp_path):
 def test_a_failing_command_shows_the_end_of_its_log(tmp_path):
     words = ("python", "-c", "for i in range(50): print('line', i)\nraise SystemExit('no space left')")
     with pytest.raises(DataError) as failure:
-        demo._run(words, tmp_path / "step.log", dict(os.environ), "")
+        demo._run(words, tmp_path / "step.log", {**os.environ, "PYTHONUNBUFFERED": "1"}, "")
     message = str(failure.value)
     assert "status 1" in message
     assert "line 49\nno space left" in message
