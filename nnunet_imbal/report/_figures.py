@@ -12,7 +12,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import Locator, LogLocator, MaxNLocator
 
 from nnunet_imbal.report._words import volume, volume_range
 
@@ -116,8 +116,10 @@ def size_figure(cases: Sequence[dict[str, Any]], names: Sequence[str]) -> Markup
                 axes.scatter(volumes, heights, s=30, color=colour, marker=marker, alpha=0.8, linewidths=0, label=label)
         axes.set(xscale="log", xlabel="Lesion volume")
         low, high = axes.get_xlim()
-        # Whole powers of ten alone would leave lesions of similar size without any number on the axis.
-        axes.xaxis.set_major_locator(LogLocator(subs=(1,) if high > 1000 * low else (1, 2, 3, 5)))
+        middle = np.sqrt(low * high)
+        # Between nearly equal volumes every number would round to the same.
+        axes.set_xlim(min(low, middle / 1.5), max(high, middle * 1.5))
+        axes.xaxis.set_major_locator(_volume_ticks(*axes.get_xlim()))
         axes.xaxis.set_major_formatter(lambda value, _: volume(value))
         axes.xaxis.set_minor_formatter(lambda *_: "")
         axes.legend(ncols=2, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
@@ -148,6 +150,13 @@ def _draw_recall(axes: Axes, title: str, bins: Sequence[dict[str, Any]]) -> None
     axes.set(ylim=(0, 1.0), ylabel="found")
     axes.set_title(title, pad=20)
     axes.grid(visible=False, axis="x")
+
+
+def _volume_ticks(low: float, high: float) -> Locator:
+    """As many volumes as fit side by side, yet enough for lesions of similar size to have numbers on the axis."""
+    if high < 10 * low:
+        return MaxNLocator(3)
+    return LogLocator(subs=(1, 3)) if high < 1000 * low else LogLocator(numticks=6)
 
 
 def _class_rows(axes: Axes, names: Sequence[str]) -> None:

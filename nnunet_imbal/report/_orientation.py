@@ -1,16 +1,21 @@
-"""Which side of the patient lies at which edge of the picture."""
+"""Which side of the patient lies at which edge of the picture, and how to turn it as radiologists hang it."""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import nibabel
 import SimpleITK
 
-__all__ = ["edge_letters", "names_patient_axes"]
+__all__ = ["Turn", "edge_letters", "names_patient_axes", "radiological_turn", "turn_letters"]
+
+Turn: TypeAlias = tuple[slice, slice, slice]  # index of a (Z, Y, X) array; applied twice it changes nothing
 
 _ALIGNED = math.cos(math.radians(10))
 _SIDES = (("R", "L"), ("A", "P"), ("I", "S"))  # where x, y and z begin and where they end (LPS)
+_HANGINGS = (("R", "A"), ("R", "S"), ("A", "S"))  # left and top edge of an axial, a coronal and a sagittal slice
+_KEEP, _REVERSE = slice(None), slice(None, None, -1)
 
 
 def edge_letters(direction: Sequence[float]) -> dict[str, str] | None:
@@ -33,6 +38,43 @@ def edge_letters(direction: Sequence[float]) -> dict[str, str] | None:
     if across is None or down is None:
         return None
     return {"left": across[0], "right": across[1], "top": down[0], "bottom": down[1]}
+
+
+def radiological_turn(letters: dict[str, str] | None) -> Turn:
+    """Rows and columns to reverse so that a slice hangs as radiologists are used to, the patient's right on the left.
+
+    Axial slices get the front on top, coronal and sagittal ones the head, sagittal ones the front on the left.
+
+    Args:
+        letters: edges of the slice as it is stored, see `edge_letters`; None leaves it as it is.
+
+    Returns:
+        Index of the ``(Z, Y, X)`` array; slices keep their order, and rows never become columns.
+
+    Example:
+        >>> radiological_turn({"left": "L", "right": "R", "top": "A", "bottom": "P"})
+        (slice(None, None, None), slice(None, None, None), slice(None, None, -1))
+    """
+    if letters is None:
+        return _KEEP, _KEEP, _KEEP
+    for left, top in _HANGINGS:
+        if left in (letters["left"], letters["right"]) and top in (letters["top"], letters["bottom"]):
+            return _KEEP, _KEEP if letters["top"] == top else _REVERSE, _KEEP if letters["left"] == left else _REVERSE
+    return _KEEP, _KEEP, _KEEP
+
+
+def turn_letters(letters: dict[str, str], turn: Turn) -> dict[str, str]:
+    """Edges of a slice after a `radiological_turn`.
+
+    Example:
+        >>> letters = {"left": "L", "right": "R", "top": "P", "bottom": "A"}
+        >>> turn_letters(letters, radiological_turn(letters))
+        {'left': 'R', 'right': 'L', 'top': 'A', 'bottom': 'P'}
+    """
+    _, rows, columns = turn
+    top, bottom = (letters[edge] for edge in ("top", "bottom")[rows])
+    left, right = (letters[edge] for edge in ("left", "right")[columns])
+    return {"left": left, "right": right, "top": top, "bottom": bottom}
 
 
 def names_patient_axes(path: Path) -> bool:

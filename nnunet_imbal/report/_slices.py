@@ -3,7 +3,8 @@
 import base64
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 from nnunet_imbal.errors import DataError, GeometryError
 from nnunet_imbal.io import Volume, check_same_geometry, read_image, read_label
-from nnunet_imbal.report._orientation import edge_letters, names_patient_axes
+from nnunet_imbal.report._orientation import Turn, edge_letters, names_patient_axes, radiological_turn, turn_letters
 from nnunet_imbal.report._words import short_path
 from numba_kernels.connected_components import connected_components
 
@@ -36,6 +37,7 @@ _JPEG_QUALITY = 75
 
 Mask: TypeAlias = NDArray[np.bool_]
 Codes: TypeAlias = NDArray[np.uint8]
+Number: TypeAlias = Callable[[Mask], tuple[NDArray[np.int32], int]]
 
 
 def find_images(evaluation: dict[str, Any], images: Path | None) -> dict[str, Path]:
@@ -59,7 +61,7 @@ def find_images(evaluation: dict[str, Any], images: Path | None) -> dict[str, Pa
 def case_slices(
     case: dict[str, Any], classes: dict[str, list[int]], image: Path | None, settings: dict[str, Any]
 ) -> dict[str, Any]:
-    """Read one case and pack it for the viewer.
+    """Read one case and pack it for the viewer, turned as radiologists hang it (see `radiological_turn`).
 
     Args:
         case: entry of ``cases`` in the evaluation file.
@@ -70,7 +72,7 @@ def case_slices(
     Returns:
         Dictionary of JSON values: ``rows``, ``columns``, ``aspect`` (row height / column width in mm),
         ``factor`` (in-plane reduction), ``images`` (base64 JPEG per slice, empty without image), ``note``,
-        ``channel`` (see `channel_name`), ``letters`` (see `edge_letters`, None if not known) and ``classes``
+        ``channel`` (see `channel_name`), ``letters`` (see `turn_letters`, None if not known) and ``classes``
         (per class ``name``, ``open`` slice, ``runs`` per slice, see `runs`, and the places of the ``missed``
         lesions and the ``false_alarms``).
 
@@ -81,17 +83,20 @@ def case_slices(
     reference, prediction = (_read_evaluated(case, role) for role in ("reference", "prediction"))
     _, rows, columns = reference.array.shape
     factor = -(-max(rows, columns) // MAX_PIXELS)
-    pictures, note = _pictures(image, reference, factor)
+    letters = edge_letters(reference.direction) if names_patient_axes(reference.path) else None
+    turn = radiological_turn(letters)
+    truth, predicted = reference.array[turn], prediction.array[turn]
+    pictures, note = _pictures(image, reference, turn, factor)
     _, row_mm, column_mm = reference.spacing
     # A label of the reference that belongs to no class is the ignore label: the evaluation accepts no other.
-    known = _members(reference.array, [0, *(value for values in classes.values() for value in values)])
+    known = _members(truth, [0, *(value for values in classes.values() for value in values)])
     packed = [
         _pack_class(
             name,
-            (_members(reference.array, values), _members(prediction.array, values) & known),
+            (_members(truth, values), _members(predicted, values) & known),
             case,
             factor,
-            settings["connectivity"],
+            partial(_components, turn=turn, connectivity=settings["connectivity"]),
         )
         for name, values in classes.items()
     ]
@@ -103,7 +108,7 @@ def case_slices(
         "images": pictures,
         "note": note,
         "channel": channel_name(image, reference.path) if pictures else "",
-        "letters": edge_letters(reference.direction) if names_patient_axes(reference.path) else None,
+        "letters": letters and turn_letters(letters, turn),
         "classes": packed,
     }
 
@@ -186,7 +191,7 @@ def _read_evaluated(case: dict[str, Any], role: str) -> Volume:
 
 
 def _pack_class(
-    name: str, masks: tuple[Mask, Mask], case: dict[str, Any], factor: int, connectivity: int
+    name: str, masks: tuple[Mask, Mask], case: dict[str, Any], factor: int, number: Number
 ) -> dict[str, Any]:
     truth, prediction = masks
     packed: list[list[int]] = [[] for _ in truth]
@@ -194,8 +199,8 @@ def _pack_class(
         packed[z] = runs(mark_codes(truth[z], prediction[z], factor))
     entry = case["classes"][name]
     try:
-        missed = _places(truth, [lesion for lesion in entry["lesions"] if not lesion["detected"]], connectivity)
-        false_alarms = _places(prediction, entry["false_positives"], connectivity)
+        missed = _places(truth, [lesion for lesion in entry["lesions"] if not lesion["detected"]], number)
+        false_alarms = _places(prediction, entry["false_positives"], number)
     except LookupError as error:
         raise DataError(
             f"the label maps of case {case['case']!r} are not those that were evaluated; "
@@ -218,13 +223,13 @@ def _opening_slice(missed: list[dict[str, Any]], false_alarms: list[dict[str, An
     return int(largest["slice"])
 
 
-def _places(mask: Mask, lesions: list[dict[str, Any]], connectivity: int) -> list[dict[str, Any]]:
+def _places(mask: Mask, lesions: list[dict[str, Any]], number: Number) -> list[dict[str, Any]]:
     """Where each lesion has its largest cross-section, largest lesion first.
 
     Args:
         mask: ``(Z, Y, X)`` bool whose components the lesions are.
         lesions: entries with ``id``, ``voxels`` and ``volume_mm3``.
-        connectivity: neighbours that make one component, as in the evaluation.
+        number: finds the components and gives them the numbers of the evaluation.
 
     Returns:
         ``volume_mm3``, ``slice``, ``area`` (voxels there), ``row`` and ``column`` (centre there) of each.
@@ -237,12 +242,18 @@ def _places(mask: Mask, lesions: list[dict[str, Any]], connectivity: int) -> lis
     marked = np.flatnonzero(mask.any(axis=(1, 2)))
     if not marked.size:
         raise LookupError
-    components, amount = connected_components(mask[marked[0] : marked[-1] + 1], connectivity)
+    components, amount = number(mask[marked[0] : marked[-1] + 1])
     areas = np.stack([np.bincount(plane.ravel(), minlength=amount + 1) for plane in components])
     places = [_place(components, areas[:, lesion["id"]], lesion) for lesion in lesions]
     for place in places:
         place["slice"] += int(marked[0])
     return sorted(places, key=lambda place: -place["volume_mm3"])
+
+
+def _components(mask: Mask, turn: Turn, connectivity: int) -> tuple[NDArray[np.int32], int]:
+    """Components of a turned mask; their numbers follow the voxels as stored, which the evaluation saw."""
+    components, amount = connected_components(mask[turn], connectivity)
+    return components[turn], amount
 
 
 def _place(components: NDArray[Any], areas: NDArray[np.int64], lesion: dict[str, Any]) -> dict[str, Any]:
@@ -260,7 +271,7 @@ def _members(labels: NDArray[Any], values: Iterable[int]) -> Mask:
     return table[labels]
 
 
-def _pictures(image: Path | None, reference: Volume, factor: int) -> tuple[list[str], str]:
+def _pictures(image: Path | None, reference: Volume, turn: Turn, factor: int) -> tuple[list[str], str]:
     if image is None:
         return [], "No image was found for this case; the marks are shown on black."
     try:
@@ -272,7 +283,7 @@ def _pictures(image: Path | None, reference: Volume, factor: int) -> tuple[list[
             reason = reason.replace(str(path), short_path(path))
         return [], f"The image cannot be shown, the marks are shown on black: {reason}."
     low, high = _grey_window(volume.array)
-    pictures = [_jpeg(_to_grey(plane, low, high), factor) for plane in volume.array]
+    pictures = [_jpeg(_to_grey(plane, low, high), factor) for plane in volume.array[turn]]
     return pictures, f"Grey values: {_brief(low)} is black, {_brief(high)} is white."
 
 

@@ -21,8 +21,8 @@ def ball(shape, centre, radius):
 class Dataset:
     """Writes cases to a folder in nnU-Net's layout and has them evaluated."""
 
-    def __init__(self, root: Path, classes=None, ignore=None) -> None:
-        self.root, self.amount = root, 0
+    def __init__(self, root: Path, classes=None, ignore=None, direction=None) -> None:
+        self.root, self.amount, self.direction = root, 0, direction or np.eye(3).ravel().tolist()
         labels = {"background": 0, **(classes or {"lesion": 1})} | ({"ignore": ignore} if ignore else {})
         root.mkdir(parents=True, exist_ok=True)
         (root / "dataset.json").write_text(json.dumps({"labels": labels}), encoding="utf-8")
@@ -35,6 +35,7 @@ class Dataset:
         path.parent.mkdir(parents=True, exist_ok=True)
         image = sitk.GetImageFromArray(array)
         image.SetSpacing(SPACING[::-1])
+        image.SetDirection(self.direction)
         sitk.WriteImage(image, str(path))
 
     def add(self, truth, prediction, image=None):
@@ -67,6 +68,12 @@ class Dataset:
 def dataset(tmp_path):
     """Empty dataset to fill with `add`; `save` writes its evaluation file."""
     return Dataset(tmp_path)
+
+
+@pytest.fixture
+def dataset_in():
+    """Function (folder, direction) -> empty dataset whose files lie that way in the patient."""
+    return Dataset
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import base64
 import io
 import itertools
+import json
 import re
 
 import nibabel
@@ -12,12 +13,13 @@ import SimpleITK as sitk
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from matplotlib.figure import Figure
 from PIL import Image
 
 from nnunet_imbal.errors import DataError
 from nnunet_imbal.io import read_label
 from nnunet_imbal.report._figures import dice_figure, recall_figure, size_figure
-from nnunet_imbal.report._orientation import edge_letters, names_patient_axes
+from nnunet_imbal.report._orientation import edge_letters, names_patient_axes, radiological_turn, turn_letters
 from nnunet_imbal.report._slices import MAX_PIXELS, case_slices, mark_codes, runs
 from nnunet_imbal.report._words import false_alarm_sentence, lesion_sentence
 
@@ -129,6 +131,55 @@ def test_letters_agree_with_nibabel(tmp_path, rng):
         across, down, _ = nibabel.aff2axcodes(affine)
         edges = edge_letters(read_label(tmp_path / "a.nii").direction)
         assert (edges["right"], edges["bottom"]) == (across, down)
+
+
+@pytest.mark.parametrize(
+    ("stored", "shown"),
+    [
+        ("RLAP", "RLAP"),
+        ("LRPA", "RLAP"),
+        ("LRAP", "RLAP"),
+        ("LRIS", "RLSI"),
+        ("RLSI", "RLSI"),
+        ("PAIS", "APSI"),
+        ("APIS", "APSI"),
+        ("APLR", "APLR"),  # rows and columns would have to change places
+        ("ISPA", "ISPA"),
+    ],
+)
+def test_known_slices_hang_as_radiologists_expect(stored, shown):
+    letters = dict(zip(("left", "right", "top", "bottom"), stored, strict=True))
+    assert "".join(turn_letters(letters, radiological_turn(letters)).values()) == shown
+
+
+AXIAL, SAGITTAL = (1, 0, 0, 0, 1, 0, 0, 0, 1), (0, 0, 1, 1, 0, 0, 0, -1, 0)  # both as radiologists hang them
+
+
+@pytest.mark.parametrize("direction", [AXIAL, SAGITTAL])
+@pytest.mark.parametrize("reverse", [(-1, 1), (1, -1), (-1, -1)])
+@pytest.mark.parametrize("size", [8, MAX_PIXELS + 1])  # the larger is reduced, and its last block is cut off
+def test_a_patient_looks_the_same_however_the_slices_are_stored(tmp_path, dataset_in, rng, direction, reverse, size):
+    truth, prediction = (np.zeros((3, size, 7), np.uint8) for _ in range(2))
+    truth[1, 1, 0] = truth[1, 1, 5] = truth[2, 4:7, 2] = 1  # equal lesions, so that a wrong number goes unnoticed
+    prediction[1, 1, 5] = prediction[1, 6, 1] = prediction[0, size - 1, 6] = 1
+    image, (down, across) = rng.random(truth.shape) * 100, reverse
+
+    def shown(folder, down, across):
+        stored = np.reshape(direction, (3, 3)) * (across, down, 1)
+        case = dataset_in(tmp_path / folder, direction=stored.ravel().tolist())
+        case.add(*(array[:, ::down, ::across] for array in (truth, prediction, image)))
+        content = json.loads(case.save().read_text(encoding="utf-8"))
+        file = case.root / "imagesTs" / "case_001_0000.nii.gz"
+        return case_slices(content["cases"][0], content["classes"], file, content["settings"])
+
+    hung, otherwise = shown("hung", 1, 1), shown("otherwise", down, across)
+    found, expected = (
+        sorted((place["slice"], place["row"], place["column"]) for place in packed["classes"][0].pop("false_alarms"))
+        for packed in (otherwise, hung)
+    )
+    assert found == expected == [(0, size - 1, 6), (1, 6, 1)]
+    assert otherwise == hung
+    assert [(place["row"], place["column"]) for place in hung["classes"][0]["missed"]] == [(5, 2), (1, 0)]
 
 
 def test_files_that_do_not_name_the_patient_get_no_letters(tmp_path):
@@ -282,3 +333,19 @@ def test_lesions_of_any_size_have_numbers_on_the_axis(volumes):
     lesions = [{"volume_mm3": volume, "detected": True} for volume in volumes]
     svg = size_figure([{"classes": {"lesion": {"lesions": lesions}}}], ["lesion"])
     assert 2 <= len(re.findall(r">[^<]+(?:mm³|mL)<", svg)) <= 12
+
+
+@pytest.mark.parametrize("low", [0.07, 1.0, 20.0, 210.0, 9e3])
+@pytest.mark.parametrize("ratio", [1.01, 1.4, 2.2, 5, 9, 12, 30, 95, 400, 990, 2e3, 1e5, 1e8])
+def test_the_numbers_on_the_axis_stand_apart(low, ratio, monkeypatch):
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: figures.append(self) or save(self, *args, **kw))
+    lesions = [{"volume_mm3": volume, "detected": True} for volume in (low, low * ratio)]
+    longest = "lesion with a very long name indeed"
+    size_figure([{"classes": {longest: {"lesions": lesions}}}], [longest])
+    axes = figures[0].axes[0]
+    left, right = axes.get_xlim()
+    labels = [tick.label1 for tick in axes.xaxis.get_major_ticks() if left <= tick.get_loc() <= right]
+    boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: box.x0)
+    assert len({label.get_text() for label in labels}) == len(labels) >= 2
+    assert all(after.x0 - before.x1 > 4 for before, after in itertools.pairwise(boxes))
