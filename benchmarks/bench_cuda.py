@@ -15,7 +15,9 @@ import torch
 from _machine import describe_machine, machine_lines
 from torch import Tensor
 
-from nnunet_imbal import _cuda_backend, ops
+from nnunet_imbal import _cuda_backend
+from nnunet_imbal.ops import cells as cells_op
+from nnunet_imbal.ops import overlap
 
 SPACING = [1.0, 1.0, 1.0]
 CONNECTIVITY = 26
@@ -49,15 +51,15 @@ def variants(probs: Tensor, mask: Tensor) -> dict[str, dict[str, Callable[[], An
     return {
         "component_cells": {
             "GPU kernels": lambda: _cuda_backend.component_cells(mask, SPACING, CONNECTIVITY),
-            "through the CPU": lambda: ops._cells_through_host(mask, SPACING, CONNECTIVITY),
+            "through the CPU": lambda: cells_op._cells_through_host(mask, SPACING, CONNECTIVITY),
         },
         "cell_overlap": {
             "GPU kernels": lambda: _cuda_backend.cell_overlap(probs, mask, cells),
-            "torch index_add": lambda: ops._overlap_by_index_add(probs, mask, cells),
+            "torch index_add": lambda: overlap._overlap_by_index_add(probs, mask, cells),
         },
         "cell_overlap backward": {
             "GPU kernels": lambda: _cuda_backend.cell_overlap_backward(grad, mask, cells),
-            "torch gather": lambda: ops._overlap_backward_by_gather(grad, mask, cells),
+            "torch gather": lambda: overlap._overlap_backward_by_gather(grad, mask, cells),
         },
     }
 

@@ -16,7 +16,7 @@ import numba_kernels
 from numba_kernels import cuda as kernels
 from numba_kernels.cuda.device import THREADS
 
-__all__ = ["TorchDevice", "cell_overlap", "cell_overlap_backward", "component_cells", "find_obstacle"]
+__all__ = ["TorchDevice", "cell_overlap", "cell_overlap_backward", "component_cells", "component_labels", "find_obstacle"]
 
 _MOST_ITEMS = 65535  # largest second dimension of a grid
 _LEAST_BLOCKS = 128  # with fewer blocks numba warns of an idle GPU, and blocks without work cost nothing
@@ -53,6 +53,16 @@ class TorchDevice:
         across, items = blocks if isinstance(blocks, tuple) else (blocks, 1)
         grid = max(across, -(-_LEAST_BLOCKS // items)), min(items, _MOST_ITEMS)
         kernel[grid, THREADS, self.stream](*(_share(argument) for argument in arguments))
+
+
+def component_labels(mask: Tensor, connectivity: int) -> Tensor:
+    """Do :func:`nnunet_imbal.ops.component_labels` on the GPU of ``mask``, without waiting for it."""
+    if mask.numel() == 0:
+        return mask.new_zeros(mask.shape, dtype=torch.int32)
+    items = mask.contiguous().flatten(0, 1).view(torch.uint8)
+    with _device_of(mask) as device:
+        labels, _ = kernels.connected_components(device, items, connectivity)
+    return labels.reshape(mask.shape)
 
 
 def component_cells(mask: Tensor, spacing: list[float], connectivity: int) -> Tensor:

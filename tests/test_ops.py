@@ -7,9 +7,8 @@ import pytest
 import torch
 
 import numba_kernels
-from nnunet_imbal import ops
 from nnunet_imbal.errors import ConfigError
-from nnunet_imbal.ops import cell_overlap, component_cells
+from nnunet_imbal.ops import _run, cell_overlap, component_cells, component_labels, overlap
 
 
 @pytest.fixture
@@ -39,6 +38,23 @@ def test_cells_equal_the_kernels(batch, threads):
         np.testing.assert_array_equal(cells[b, c].numpy(), expected)
         assert cells[b, c].max() == count
     assert not cells[1, 1].any()
+
+
+def test_labels_equal_the_kernels(batch, threads):
+    _, mask, _ = batch
+    labels = component_labels(mask, 6)
+    assert labels.dtype == torch.int32
+    for b, c in np.ndindex(2, 3):
+        expected, _ = numba_kernels.connected_components(mask[b, c].numpy(), 6)
+        np.testing.assert_array_equal(labels[b, c].numpy(), expected)
+    assert torch.equal(component_labels(mask), component_labels(mask, 26))
+    assert component_labels(torch.eye(5, dtype=torch.bool).expand(1, 1, 5, 5), 4).max() == 5
+
+
+@pytest.mark.parametrize(("shape", "connectivity"), [((2, 3, 4), None), ((1, 1, 4, 4), 26), ((1, 1, 4, 4, 4), 8)])
+def test_labels_refuse_other_dimensions(shape, connectivity):
+    with pytest.raises(ConfigError, match="got"):
+        component_labels(torch.zeros(shape, dtype=torch.bool), connectivity)
 
 
 def test_cells_in_two_dimensions_with_defaults():
@@ -123,6 +139,7 @@ def test_no_gradient_for_the_target(batch):
 def test_opcheck(batch):
     probs, mask, cells = batch
     torch.library.opcheck(torch.ops.imbal.component_cells.default, (mask, [3.0, 1.0, 1.0], 26))
+    torch.library.opcheck(torch.ops.imbal.component_labels.default, (mask, 26))
     for values in (probs.requires_grad_(), probs.detach().double().requires_grad_()):
         truth = (mask, torch.rand_like(values).detach())
         for target in truth:
@@ -174,10 +191,10 @@ def test_compile_with_inductor():
 def test_device_formulas_equal_the_kernels(batch):
     """The torch formulas that serve CUDA, on CPU tensors."""
     probs, mask, cells = batch
-    torch.testing.assert_close(ops._overlap_by_index_add(probs, mask, cells), cell_overlap(probs, mask, cells))
+    torch.testing.assert_close(overlap._overlap_by_index_add(probs, mask, cells), cell_overlap(probs, mask, cells))
     grad = torch.rand(3, 2, 3, int(cells.max()) + 1)
     expected = torch.ops.imbal.cell_overlap_backward(grad, mask, cells)
-    torch.testing.assert_close(ops._overlap_backward_by_gather(grad, mask, cells), expected)
+    torch.testing.assert_close(overlap._overlap_backward_by_gather(grad, mask, cells), expected)
 
 
 @pytest.mark.gpu
@@ -198,19 +215,19 @@ def test_gpu_equals_cpu(batch):
 
 def test_threads_of_the_pool_do_the_work(threads):
     seen = set()
-    ops._for_each(lambda _: seen.add(threading.current_thread().name), range(8))
+    _run.for_each(lambda _: seen.add(threading.current_thread().name), range(8))
     assert any(name.startswith("imbal") for name in seen) == (threads > 1)
 
 
 def test_an_error_in_a_thread_reaches_the_caller(threads):
     with pytest.raises(ZeroDivisionError):
-        ops._for_each(lambda number: 1 // number, range(3))
+        _run.for_each(lambda number: 1 // number, range(3))
 
 
 def test_each_process_has_its_own_pool():
-    here = ops._thread_pool(os.getpid(), 2)
-    assert ops._thread_pool(os.getpid(), 2) is here
-    assert ops._thread_pool(os.getpid() + 1, 2) is not here
+    here = _run.thread_pool(os.getpid(), 2)
+    assert _run.thread_pool(os.getpid(), 2) is here
+    assert _run.thread_pool(os.getpid() + 1, 2) is not here
 
 
 @pytest.mark.parametrize(

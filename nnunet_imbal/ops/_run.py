@@ -1,0 +1,58 @@
+"""How every operator runs: its items in threads on the CPU, or the kernels for the GPU."""
+
+import functools
+import logging
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
+from typing import Any
+
+import numba
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["for_each", "gpu_kernels", "items", "thread_pool"]
+
+logger = logging.getLogger(__name__)
+
+
+def items(tensor: Tensor) -> NDArray[Any]:
+    """(B, C, *S) -> numpy (B*C, voxels)."""
+    lead = tensor.shape[:2].numel()
+    return tensor.detach().reshape(lead, tensor.shape[2:].numel()).numpy()
+
+
+def for_each(work: Callable[[int], None], numbers: Iterable[int]) -> None:
+    """Do independent work in threads (kernels release the GIL), or here where threads would only be in the way."""
+    # numba's dial for threads, not torch's, which nnU-Net turns down to 1 on a GPU. Loader processes are daemons.
+    threads = numba.config.NUMBA_NUM_THREADS
+    if threads == 1 or multiprocessing.current_process().daemon:
+        for number in numbers:
+            work(number)
+    else:
+        list(thread_pool(os.getpid(), threads).map(work, numbers))
+
+
+@functools.lru_cache(maxsize=1)
+def thread_pool(pid: int, threads: int) -> ThreadPoolExecutor:
+    """One pool per process: the threads of a parent do not exist in its forked child."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="imbal")
+
+
+@functools.cache
+def gpu_kernels() -> ModuleType | None:
+    """The kernels for the GPU, or None where they do not run; the reason is said once."""
+    try:
+        from nnunet_imbal import _cuda_backend  # imports numba's CUDA half, of no use without a GPU
+
+        obstacle = _cuda_backend.find_obstacle()
+    except ImportError as error:
+        obstacle = str(error)
+    if not obstacle:
+        return _cuda_backend
+    logger.warning(
+        "the GPU kernels do not run, so masks are copied to the CPU and back (see docs/gpu.md): %s", obstacle
+    )
+    return None
