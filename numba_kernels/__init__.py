@@ -7,6 +7,7 @@ from numba_kernels.component_sums import cell_overlap, cell_overlap_backward
 from numba_kernels.connected_components import connected_components
 from numba_kernels.contacts import class_contacts
 from numba_kernels.distance import distance
+from numba_kernels.euler import euler_number
 from numba_kernels.local_thickness import local_thickness
 from numba_kernels.nearest_component import nearest_component
 from numba_kernels.skeleton import skeletonize, tube
@@ -20,6 +21,7 @@ __all__ = [
     "component_stats",
     "connected_components",
     "distance",
+    "euler_number",
     "largest_component",
     "local_thickness",
     "nearest_component",
@@ -47,6 +49,7 @@ def warmup() -> None:
     for spacing in ((1, 1, 1), (1, np.e, np.pi)):  # short and long keys
         nearest_component(cells, spacing)
     tube(skeletonize(cells))
+    euler_number(cells)
     local_thickness(np.array([[0, 1]]))
     for num_classes in (2, 300):
         class_contacts(np.ones((2, 2), np.uint8), num_classes)
