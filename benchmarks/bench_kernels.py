@@ -1,16 +1,19 @@
-"""How long do the CPU kernels take beside scipy, scikit-image, cc3d, SimpleITK, edt and MONAI, on one thread?
+"""How long do the CPU kernels take beside cc3d, edt, scipy, scikit-image, SimpleITK, MONAI and plain loops?
 
-All candidates of one row take turns (A, B, A, B, ...) and process CPU time counts, so that what else the machine does
-hits all alike. Every table gives the ratio peer / ours: above 1 we are faster, below 1 we lose. Answers are compared
-before the clock starts. Peers that are not installed are left out.
+One thread; all candidates of a row take turns (A, B, A, B, ...) and process CPU time counts, so that what else the
+machine does hits all alike. Keeps the numbers in benchmarks/results/kernels-<processor>.json and writes
+docs/benchmarks.md from them. Peers: pip install "nnunet-imbal[bench]".
 """
 
 import argparse
-import importlib.util
+import json
+import multiprocessing
 import os
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,340 +21,212 @@ from typing import Any
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
     os.environ.setdefault(variable, "1")
 
-import numpy as np  # noqa: E402  the number of threads is read at import
-from _machine import describe_machine, machine_lines  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
-from scipy import ndimage  # noqa: E402
+import _kernel_inputs as inputs  # noqa: E402  the number of threads is read at import
+import numba  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from _kernel_page import page  # noqa: E402
+from _kernel_rows import Row, rows  # noqa: E402
+from _machine import describe_machine  # noqa: E402
 
 import numba_kernels  # noqa: E402
+from nnunet_imbal.ops import _run, cell_overlap, component_cells, component_labels  # noqa: E402
 
-PEERS = {
-    "scipy": "scipy",
-    "skimage": "scikit-image",
-    "cc3d": "connected-components-3d",
-    "SimpleITK": "SimpleITK",
-    "edt": "edt",
-    "monai": "monai",
-}
-ANISOTROPIC = (3.0, 0.8, 0.8)
-UNEVEN = (3.0, 0.79, 0.8512)  # no whole multiples of one length
+PEERS = ("connected-components-3d", "edt", "scipy", "scikit-image", "SimpleITK", "monai", "torch")
+SLOW_MS = 1000.0  # a candidate that takes longer runs in fewer rounds
+FEW_ROUNDS = 3
+FOLDER = Path(__file__).parents[1]
 
-Candidates = dict[str, Callable[[], Any]]
-RESULT = Path(__file__).with_name("results") / "kernels_cpu.md"
+Result = dict[str, Any]
 
 
-def has(peer: str) -> bool:
-    return importlib.util.find_spec(peer) is not None
+def process_milliseconds(run: Callable[[], Any]) -> float:
+    start = time.process_time()
+    run()
+    return 1e3 * (time.process_time() - start)
 
 
-def vessel(n: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Three random walks that branch, thinner with every branch: about 2 % of the volume."""
-    rng = np.random.default_rng(seed)
-    distance_to = np.ones((n, n, n), bool)
-    radii = np.zeros((n, n, n), np.float32)
-    branches = [(rng.uniform(0.3, 0.7, 3) * n * (0, 1, 1), np.array([1.0, 0, 0]), n / 25, 0) for _ in range(3)]
-    while branches:
-        place, direction, radius, depth = branches.pop()
-        for _ in range(int(n * 0.3 * 0.85**depth)):
-            direction = direction + rng.normal(0, 0.1, 3)
-            direction /= np.linalg.norm(direction)
-            place = place + direction
-            voxel = tuple(np.round(place).astype(int))
-            if not all(0 <= v < n for v in voxel):
-                break
-            distance_to[voxel], radii[voxel] = False, max(radii[voxel], radius)
-        else:
-            if depth < 6:
-                branches += [(place, direction + rng.normal(0, 0.6, 3), max(radius * 0.75, 1), depth + 1)] * 2
-    distance, nearest = ndimage.distance_transform_edt(distance_to, return_indices=True)
-    return (distance <= radii[tuple(nearest)]).astype(np.uint8)
+def wall_milliseconds(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    return 1e3 * (time.perf_counter() - start)
 
 
-def lesions(n: int, count: int = 200, seed: int = 1) -> NDArray[np.uint8]:
-    """Ellipsoids of log-normal size: about 1 % of the volume."""
-    rng = np.random.default_rng(seed)
-    mask = np.zeros((n, n, n), np.uint8)
-    for _ in range(count):
-        centre = rng.uniform(0, n, 3)
-        radius = np.clip(rng.lognormal(np.log(n / 50), 0.45, 3), 1, n / 12)
-        box = tuple(slice(max(int(c - r), 0), int(c + r) + 2) for c, r in zip(centre, radius, strict=True))
-        grid = np.ogrid[box]
-        inside = sum(((g - c) / r) ** 2 for g, c, r in zip(grid, centre, radius, strict=True)) <= 1
-        mask[box] |= inside[: mask[box].shape[0], : mask[box].shape[1], : mask[box].shape[2]]
-    return mask
-
-
-def noise(n: int, density: float, seed: int = 2) -> NDArray[np.uint8]:
-    """White noise: the worst case for everything that counts pieces."""
-    return (np.random.default_rng(seed).random((n, n, n)) < density).astype(np.uint8)
-
-
-def smooth(n: int, sigma: float, seed: int) -> NDArray[np.float32]:
-    field = np.random.default_rng(seed).standard_normal((n, n, n)).astype(np.float32)
-    return ndimage.gaussian_filter(field, sigma, mode="wrap")
-
-
-def blobs(n: int) -> NDArray[np.uint8]:
-    """The highest fifth of a smooth random field."""
-    field = smooth(n, 3, seed=3)
-    return (field > np.quantile(field, 0.8)).astype(np.uint8)
-
-
-def organs(n: int, classes: int = 15) -> NDArray[np.uint8]:
-    """For each voxel the highest of smooth random fields; the background has an advantage."""
-    fields = [smooth(n, n / 16, seed=10 + c) for c in range(classes)]
-    scores = np.stack([field / field.std() + (1.5 if c == 0 else 0) for c, field in enumerate(fields)])
-    return scores.argmax(axis=0).astype(np.uint8)
-
-
-def masks(n: int) -> dict[str, NDArray[np.uint8]]:
-    """``noise 31 %`` and ``noise 10 %`` lie where the 6- and 26-connected pieces just merge."""
-    return {
-        "vessel": vessel(n),
-        "lesions": lesions(n),
-        "blobs": blobs(n),
-        "noise 31 %": noise(n, 0.312),
-        "noise 10 %": noise(n, 0.098),
-    }
-
-
-def component_candidates(mask: NDArray[np.uint8], connectivity: int) -> Candidates:
-    rank = {6: 1, 18: 2, 26: 3}[connectivity]
-    structure = ndimage.generate_binary_structure(3, rank)
-    candidates: Candidates = {"ours": lambda: numba_kernels.connected_components(mask, connectivity)}
-    if has("cc3d"):
-        import cc3d
-
-        candidates["cc3d"] = lambda: cc3d.connected_components(
-            mask, connectivity=connectivity, return_N=True, binary_image=True
-        )
-    candidates["scipy"] = lambda: ndimage.label(mask, structure)
-    if has("skimage"):
-        from skimage import measure
-
-        candidates["skimage"] = lambda: measure.label(mask, connectivity=rank, return_num=True)
-    if has("SimpleITK") and rank != 2:
-        import SimpleITK as sitk
-
-        image = sitk.GetImageFromArray(mask)
-        candidates["SimpleITK"] = lambda: sitk.ConnectedComponent(image, rank == 3)
-    expected, count = ndimage.label(mask, structure)
-    ours, our_count = candidates["ours"]()
-    assert our_count == count
-    assert np.array_equal(ours, expected)
-    return candidates
-
-
-def class_candidates(labels: NDArray[np.uint8], connectivity: int) -> Candidates:
-    candidates: Candidates = {"ours": lambda: numba_kernels.connected_components(labels, connectivity)}
-    structure = ndimage.generate_binary_structure(3, {6: 1, 26: 3}[connectivity])
-    if has("cc3d"):
-        import cc3d
-
-        candidates["cc3d"] = lambda: cc3d.connected_components(labels, connectivity=connectivity, return_N=True)
-        assert candidates["cc3d"]()[1] == candidates["ours"]()[1]
-    if has("skimage"):
-        from skimage import measure
-
-        rank = {6: 1, 26: 3}[connectivity]
-        candidates["skimage"] = lambda: measure.label(labels, connectivity=rank, return_num=True)
-    candidates["scipy, each class"] = lambda: [
-        ndimage.label(labels == c, structure) for c in range(1, int(labels.max()) + 1)
-    ]
-    return candidates
-
-
-def stats_candidates(mask: NDArray[np.uint8]) -> Candidates:
-    field = np.random.default_rng(0).random(mask.shape, np.float32)
-    structure = np.ones((3, 3, 3))
-    candidates: Candidates = {"ours": lambda: numba_kernels.component_stats(mask, fields=[field])}
-
-    def scipy_sums() -> Any:
-        components, count = ndimage.label(mask, structure)
-        numbers = np.arange(1, count + 1)
-        return np.bincount(components.ravel()), ndimage.sum_labels(field, components, numbers)
-
-    assert np.allclose(candidates["ours"]().sums[0], scipy_sums()[1], rtol=1e-4)
-    if has("cc3d"):
-        import cc3d
-
-        def cc3d_sums() -> Any:
-            components = cc3d.connected_components(mask, connectivity=26)
-            return cc3d.statistics(components), np.bincount(components.ravel(), field.ravel())
-
-        candidates["cc3d + bincount"] = cc3d_sums
-    candidates["scipy"] = scipy_sums
-    return candidates
-
-
-def largest_candidates(mask: NDArray[np.uint8]) -> Candidates:
-    candidates: Candidates = {"ours": lambda: numba_kernels.largest_component(mask)}
-    if has("cc3d"):
-        import cc3d
-
-        candidates["cc3d"] = lambda: cc3d.largest_k(mask, k=1, connectivity=26)
-        assert np.array_equal(candidates["cc3d"]() > 0, candidates["ours"]())
-    if has("monai"):
-        import torch
-        from monai.transforms.utils import get_largest_connected_component_mask
-
-        tensor = torch.from_numpy(mask)
-        candidates["MONAI"] = lambda: get_largest_connected_component_mask(tensor)
-    return candidates
-
-
-def small_candidates(mask: NDArray[np.uint8]) -> Candidates:
-    candidates: Candidates = {"ours": lambda: numba_kernels.remove_small_components(mask, 20)}
-    if has("cc3d"):
-        import cc3d
-
-        candidates["cc3d"] = lambda: cc3d.dust(mask, threshold=20, connectivity=26)
-        assert np.array_equal(candidates["cc3d"]() > 0, candidates["ours"]())
-    if has("skimage"):
-        from skimage import morphology
-
-        foreground = mask > 0
-        candidates["skimage"] = lambda: morphology.remove_small_objects(foreground, max_size=19, connectivity=3)
-    return candidates
-
-
-def nearest_candidates(mask: NDArray[np.uint8], spacing: Sequence[float]) -> Candidates:
-    labels = numba_kernels.connected_components(mask)[0]
-    background = labels == 0
-
-    def scipy_cells() -> Any:
-        distance, index = ndimage.distance_transform_edt(background, sampling=spacing, return_indices=True)
-        return labels[tuple(index)], distance
-
-    candidates: Candidates = {
-        "ours": lambda: numba_kernels.nearest_component(labels, spacing, return_distance=True),
-        "ours, cells only": lambda: numba_kernels.nearest_component(labels, spacing),
-        "ours, within 10 mm": lambda: numba_kernels.nearest_component(labels, spacing, max_distance=10),
-        "scipy": scipy_cells,
-        "scipy, distance only": lambda: ndimage.distance_transform_edt(background, sampling=spacing),
-    }
-    if has("SimpleITK"):
-        import SimpleITK as sitk
-
-        image = sitk.GetImageFromArray(mask)
-        image.SetSpacing(tuple(spacing)[::-1])
-        candidates["SimpleITK, distance only"] = lambda: sitk.SignedMaurerDistanceMap(
-            image, squaredDistance=False, useImageSpacing=True
-        )
-    if has("edt"):
-        import edt
-
-        candidates["edt, distance only"] = lambda: edt.edt(background, anisotropy=tuple(spacing), parallel=1)
-    assert np.allclose(candidates["ours"]()[1], scipy_cells()[1], rtol=1e-5)
-    return candidates
-
-
-def measure(candidates: Candidates, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of process CPU time of each candidate in each round; the first round warms up."""
+def take_turns(
+    candidates: dict[str, Callable[[], Any]], rounds: int, clock: Callable[[Callable[[], Any]], float]
+) -> dict[str, list[float]]:
+    """Milliseconds of each candidate in each round; a first round warms up and shows who is slow."""
+    warm = {name: clock(run) for name, run in candidates.items()}
     times: dict[str, list[float]] = {name: [] for name in candidates}
-    for turn in range(rounds + 1):
+    for turn in range(rounds):
         for name, run in candidates.items():
-            start = time.process_time()
-            run()
-            if turn > 0:
-                times[name].append(1e3 * (time.process_time() - start))
+            if turn < FEW_ROUNDS or warm[name] < SLOW_MS:
+                times[name].append(clock(run))
     return times
 
 
-def cell(times: Sequence[float], ours: float) -> str:
-    low, middle, high = statistics.quantiles(times, n=4)
-    ratio = "" if middle == ours else f" ({middle / ours:.2g}x)"
-    return f"{middle:.3g} [{low:.3g}, {high:.3g}]{ratio}"
-
-
-def table(title: str, rows: dict[str, Candidates], rounds: int) -> tuple[list[str], list[str]]:
-    """Markdown lines of one table, and one line for each place where we lose."""
-    names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    lines = [f"## {title}", "", "| input | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    losses = []
-    for row, candidates in rows.items():
-        times = measure(candidates, rounds)
-        medians = {name: statistics.median(values) for name, values in times.items()}
-        cells = [cell(times[name], medians["ours"]) if name in times else "" for name in names]
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
-        peers = {name: value for name, value in medians.items() if not name.startswith("ours")}
-        losses += [
-            f"- {title}, {row}: {name} takes {value / medians['ours']:.2f} of our time"
-            for name, value in peers.items()
-            if value < medians["ours"]
-        ]
-        print(lines[-1], flush=True)
-    return [*lines, ""], losses
-
-
-def all_tables(n: int) -> dict[str, dict[str, Candidates]]:
-    inputs, labels = masks(n), organs(n)
-    few = {name: inputs[name] for name in ("vessel", "lesions", "noise 10 %")}
+def measure(row: Row, size: int, rounds: int) -> Result:
+    candidates = {"ours": row.ours, **{name: peer.run for name, peer in row.peers.items()}}
     return {
-        "Connected components of a mask": {
-            f"{name}, {connectivity} neighbours": component_candidates(mask, connectivity)
-            for name, mask in inputs.items()
-            for connectivity in (6, 26)
-        },
-        "Connected components of 14 classes at once": {
-            f"organs, {connectivity} neighbours": class_candidates(labels, connectivity) for connectivity in (6, 26)
-        },
-        "Sizes, boxes, centroids and one sum for each component": {
-            name: stats_candidates(inputs[name]) for name in ("lesions", "blobs")
-        },
-        "Largest component": {name: largest_candidates(inputs[name]) for name in ("lesions", "blobs")},
-        "Components of 20 voxels and more": {name: small_candidates(inputs[name]) for name in ("lesions", "blobs")},
-        "Nearest component and distance": {
-            f"{name}, {' x '.join(map(str, spacing))} mm": nearest_candidates(mask, spacing)
-            for name, mask in few.items()
-            for spacing in ((1.0, 1.0, 1.0), ANISOTROPIC, UNEVEN)
-        },
+        "job": row.job,
+        "input": row.input,
+        "size": size,
+        "note": row.note,
+        "targets": {name: peer.target for name, peer in row.peers.items() if peer.target is not None},
+        "times": {name: peer.times for name, peer in row.peers.items() if peer.times != 1},
+        "milliseconds": take_turns(candidates, rounds, process_milliseconds),
     }
 
 
-def page(n: int, rounds: int) -> str:
-    machine = describe_machine()
-    versions = ", ".join(f"{name} {version(package)}" for name, package in PEERS.items() if has(name))
-    lines, losses = [], []
-    for title, rows in all_tables(n).items():
-        more, lost = table(title, rows, rounds)
-        lines += more
-        losses += lost
-    return "\n".join(
-        [
-            "# CPU kernels beside their peers",
-            "",
-            f"Made by `python benchmarks/bench_kernels.py --size {n} --rounds {rounds}`.",
-            f"Volumes of {n} x {n} x {n} voxels (uint8), one thread each.",
-            f"Milliseconds of process CPU time, median [quartiles] of {rounds} interleaved rounds.",
-            "In brackets: peer / ours, so above 1x we are faster. Everybody allocates the output inside the timing.",
-            "",
-            *machine_lines(machine),
-            f"- peers: {versions}",
-            "",
-            *lines,
-            "## Where we lose",
-            "",
-            *(losses or ["Nowhere in this run."]),
-            "",
-        ]
-    )
+def measure_threads(size: int, rounds: int) -> list[Result]:
+    """The operators on a batch of 2 samples x 4 classes, with one thread and with two."""
+    volumes = np.stack([inputs.lesions(size, seed=seed) for seed in range(8)]).reshape(2, 4, size, size, size)
+    masks = torch.from_numpy(volumes > 0)
+    probs, cells = torch.rand(masks.shape), component_cells(masks)
+    items = [volume > 0 for volume in volumes.reshape(8, size, size, size)]
+    work: dict[str, Callable[[], Any]] = {
+        "component_labels": lambda: component_labels(masks),
+        "component_cells": lambda: component_cells(masks),
+        "cell_overlap": lambda: cell_overlap(probs, masks, cells),
+        "skeletonize": lambda: _run.for_each(lambda i: numba_kernels.skeletonize(items[i]), range(8)),
+    }
+    results = []
+    for name, run in work.items():
+        candidates = {str(threads): _with_threads(run, threads) for threads in (1, 2)}
+        times = take_turns(candidates, rounds, wall_milliseconds)
+        results.append({"operator": name, "items": len(items), "size": size, "milliseconds": times})
+    return results
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=128, help="voxels along each axis (default: 128)")
-    parser.add_argument("--rounds", type=int, default=9, help="times that each candidate runs (default: 9)")
-    parser.add_argument("--output", type=Path, default=RESULT, help="Markdown file to write (default: %(default)s)")
-    return parser.parse_args(arguments)
+def _with_threads(run: Callable[[], Any], threads: int) -> Callable[[], Any]:
+    def limited() -> None:
+        before = numba.config.NUMBA_NUM_THREADS
+        numba.config.NUMBA_NUM_THREADS = threads
+        try:
+            run()
+        finally:
+            numba.config.NUMBA_NUM_THREADS = before
+
+    return limited
 
 
-def main() -> None:
-    arguments = parse_arguments()
-    text = page(arguments.size, arguments.rounds)
-    temporary = arguments.output.with_suffix(".part")
+def measure_memory(size: int, iterations: int) -> Result | None:
+    """Peak memory of the soft skeleton in a process of its own; only Linux tells it."""
+    if not Path("/proc/self/clear_refs").is_file():
+        return None
+    used = {}
+    for name in ("ours", "MONAI"):
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            used[name] = pool.submit(soft_skeleton_memory, name, size, iterations).result()
+    return {"size": size, "iterations": iterations, "target": 20, "bytes": used}
+
+
+def soft_skeleton_memory(name: str, size: int, iterations: int) -> int:
+    """Bytes that forward and backward add to what the process holds before."""
+    from monai.losses.cldice import soft_skel
+
+    def run(probs: np.ndarray[Any, np.dtype[np.float32]], steps: int) -> None:
+        if name == "MONAI":
+            tensor = torch.from_numpy(probs)[None, None].requires_grad_()
+            soft_skel(tensor, steps).sum().backward()
+        else:
+            numba_kernels.soft_skeleton(probs, steps)
+            numba_kernels.soft_skeleton_backward(np.ones_like(probs), probs, steps)
+
+    run(np.zeros((4, 4, 4), np.float32), 1)
+    probs = np.random.default_rng(0).random((size,) * 3, np.float32)
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
+    before = _status_bytes("VmRSS")
+    run(probs, iterations)
+    return _status_bytes("VmHWM") - before
+
+
+def _status_bytes(key: str) -> int:
+    found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    assert found
+    return 1024 * int(found[1])
+
+
+def count_skeletons(folder: Path) -> Result:
+    """Lesions of real patients, and the pieces that their skeletons have."""
+    import SimpleITK as sitk
+    from skimage import morphology
+
+    counts = {"patients": 0, "lesions": 0, "skimage": 0, "ours": 0}
+    for path in sorted(folder.glob("patient*_gold.nii.gz")):
+        mask = sitk.GetArrayFromImage(sitk.ReadImage(str(path))) > 0.5
+        skeletons = {"skimage": morphology.skeletonize(mask, method="lee"), "ours": numba_kernels.skeletonize(mask)}
+        counts["patients"] += 1
+        for name, volume in {"lesions": mask, **skeletons}.items():
+            counts[name] += numba_kernels.connected_components(volume)[1]
+    return counts
+
+
+def processor_slug(machine: Result) -> str:
+    words = re.findall(r"[a-z0-9]+", re.sub(r"\((r|tm)\)", "", str(machine["processor"]).lower()))
+    return "-".join(words)
+
+
+def run_benchmark(options: argparse.Namespace) -> Result:
+    torch.set_num_threads(1)
+    result: Result = {
+        "machine": describe_machine(),
+        "peers": {name: version(name) for name in PEERS},
+        "settings": {
+            "sizes": options.size,
+            "rounds": options.rounds,
+            "few_rounds": min(FEW_ROUNDS, options.rounds),
+            "slow_ms": SLOW_MS,
+        },
+        "rows": [],
+    }
+    for size in options.size:
+        for row in rows(size):
+            if options.only in f"{row.job}, {row.input}":
+                result["rows"].append(measure(row, size, options.rounds))
+                print(_line(result["rows"][-1]), flush=True)
+    result["threads"] = measure_threads(min(options.size), options.rounds)
+    result["memory"] = measure_memory(options.memory_size, iterations=50)
+    result["patients"] = count_skeletons(options.data) if options.data else None
+    return result
+
+
+def _line(row: Result) -> str:
+    medians = {
+        name: statistics.median(times) * row["times"].get(name, 1) for name, times in row["milliseconds"].items()
+    }
+    ours = medians["ours"]
+    ratios = ", ".join(f"{name} {value / ours:.3g}x" for name, value in medians.items() if name != "ours")
+    return f"{row['size']}³ {row['job']}, {row['input']}: {ours:.3g} ms; {ratios}"
+
+
+def write(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".part")
     temporary.write_text(text, encoding="utf-8")
-    temporary.replace(arguments.output)
+    temporary.replace(path)
+
+
+def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, nargs="+", default=[128, 192], help="voxels along each axis")
+    parser.add_argument("--rounds", type=int, default=9, help="times that each candidate runs (default: 9)")
+    parser.add_argument("--only", default="", help="only rows whose job or input holds this text")
+    parser.add_argument("--data", type=Path, help="folder with patient*_gold.nii.gz of open_ms_data")
+    parser.add_argument("--quick", action="store_true", help="tiny volumes, two rounds: shows that all runs, no more")
+    parser.add_argument("--output", type=Path, default=FOLDER, help="checkout to write into (default: this one)")
+    options = parser.parse_args(words)
+    options.memory_size = 64
+    if options.quick:
+        options.size, options.rounds, options.memory_size = [32], 2, 16
+    return options
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    options = parse_arguments(words)
+    result = run_benchmark(options)
+    name = f"kernels-{processor_slug(result['machine'])}.json"
+    write(options.output / "benchmarks" / "results" / name, json.dumps(result, indent=1) + "\n")
+    write(options.output / "docs" / "benchmarks.md", page(result))
 
 
 if __name__ == "__main__":

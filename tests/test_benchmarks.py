@@ -13,7 +13,8 @@ import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 RESULTS = sorted((BENCHMARKS / "results").glob("*.*"))
-NAMES = ("iteration_time", "ms_two_patients")
+NAMES = ("iteration_time", "ms_two_patients", "bench_kernels")
+HELPERS = ("_machine", "_kernel_inputs", "_kernel_loops", "_kernel_page", "_kernel_rows")
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def load(monkeypatch):
     """Function name -> script as a module, imported as Python would start it."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield importlib.import_module
-    for name in (*NAMES, "_machine"):
+    for name in (*NAMES, *HELPERS):
         sys.modules.pop(name, None)
 
 
@@ -49,7 +50,7 @@ def test_help(load, name, capsys):
     with pytest.raises(SystemExit) as end:
         load(name).parse_arguments(["--help"])
     assert end.value.code == 0
-    assert "--device" in capsys.readouterr().out
+    assert "usage" in capsys.readouterr().out
 
 
 def test_raw_dataset(load, patients, tmp_path):
@@ -130,6 +131,57 @@ def test_page_of_iteration_time(load):
     assert "| 2 x 64³ | phantom | 30 + 29 | **1.100** | 1.100 | 100 [100, 100] | 110 [110, 110] | 6.0 | 2.0 |" in page
 
 
+@pytest.fixture
+def kernel_result(load):
+    """Numbers as bench_kernels.py keeps them; the peer ran for a quarter of its job."""
+    row = {"job": "distance", "input": "lesions", "size": 128, "note": "ours knows more", "targets": {"peer": 3}}
+    row |= {"times": {"peer": 4}, "milliseconds": {"ours": [2.0, 3.0, 4.0], "peer": [1.0, 2.0, 3.0]}}
+    threads = {"operator": "component_cells", "items": 8, "size": 128, "milliseconds": {"1": [6.0], "2": [4.0]}}
+    settings = {"sizes": [128], "rounds": 3, "few_rounds": 3, "slow_ms": 1000.0}
+    return {
+        "machine": load("_machine").describe_machine(),
+        **{"peers": {"edt": "3"}, "settings": settings, "rows": [row], "threads": [threads]},
+        "memory": {"size": 64, "iterations": 50, "target": 20, "bytes": {"ours": 10**7, "MONAI": 10**8}},
+        "patients": {"patients": 2, "lesions": 9, "skimage": 7, "ours": 9},
+    }
+
+
+def test_page_of_kernels(load, kernel_result):
+    page = load("_kernel_page").page(kernel_result)
+    assert "| distance | lesions | 128³ | peer | 3x | 2.67x | **no** |" in page
+    assert "| lesions | 128³ | 3 [2.5, 3.5] | ≈ 8 [6, 10] (2.67x) |" in page
+    assert "| component_cells | 8 of 128³ | 6 | 4 | 1.50x |" in page
+    assert "10x less (at least 20x: **no**)" in page
+    assert "skeleton has 7 pieces, ours 9" in page
+    assert "Nowhere in this run." in page
+
+
+def test_page_of_kernels_tells_where_we_lose(load, kernel_result):
+    kernel_result["rows"][0]["times"] = {}
+    assert "- distance, lesions, 128³: peer takes 0.67 of our time" in load("_kernel_page").page(kernel_result)
+
+
+def test_lesions_of_patients_that_lose_their_skeleton(load, tmp_path):
+    mask = np.zeros((12, 12, 12), np.uint8)
+    mask[2:4, 2:4, 2:4], mask[7:10, 7:10, 7:10] = 1, 1
+    sitk.WriteImage(sitk.GetImageFromArray(mask), str(tmp_path / "patient01_gold.nii.gz"))
+    counts = load("bench_kernels").count_skeletons(tmp_path)
+    assert counts == {"patients": 1, "lesions": 2, "skimage": 1, "ours": 2}
+
+
+@pytest.mark.slow
+def test_kernels_and_their_peers_run_and_agree(load, tmp_path, capsys):
+    """All answers are compared before the clock starts."""
+    for folder in ("benchmarks/results", "docs"):
+        (tmp_path / folder).mkdir(parents=True)
+    load("bench_kernels").main(["--quick", "--output", str(tmp_path)])
+    assert "soft skeleton" in capsys.readouterr().out
+    (numbers,) = (tmp_path / "benchmarks" / "results").iterdir()
+    result = json.loads(numbers.read_text())
+    assert sum(len(row["targets"]) for row in result["rows"]) == 22
+    assert (tmp_path / "docs" / "benchmarks.md").read_text() == load("_kernel_page").page(result)
+
+
 def test_committed_pages_come_from_the_committed_numbers(load, tmp_path):
     for path in RESULTS:
         if path.name == "iteration_time.json":
@@ -137,6 +189,9 @@ def test_committed_pages_come_from_the_committed_numbers(load, tmp_path):
         if path.name == "ms_two_patients.json":
             load("ms_two_patients").write_results(json.loads(path.read_text()), tmp_path)
             assert (tmp_path / "ms_two_patients.md").read_text() == path.with_suffix(".md").read_text()
+        if path.name.startswith("kernels-") and path.suffix == ".json":
+            committed = (BENCHMARKS.parent / "docs" / "benchmarks.md").read_text()
+            assert load("_kernel_page").page(json.loads(path.read_text())) == committed
 
 
 def test_results_tell_no_private_path():
