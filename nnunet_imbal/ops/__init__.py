@@ -5,7 +5,22 @@ a GPU there are kernels in ``_cuda_backend`` and, where those do not run, torch 
 """
 
 from nnunet_imbal.ops.cells import component_cells
+from nnunet_imbal.ops.contacts import class_contacts
 from nnunet_imbal.ops.labels import component_labels
 from nnunet_imbal.ops.overlap import cell_overlap
+from nnunet_imbal.ops.skeleton import skeletonize, tube
+from nnunet_imbal.ops.soft_skeleton import erosion_depth, soft_skeleton
+from nnunet_imbal.ops.thickness import distance, local_thickness
 
-__all__ = ["cell_overlap", "component_cells", "component_labels"]
+__all__ = [
+    "cell_overlap",
+    "class_contacts",
+    "component_cells",
+    "component_labels",
+    "distance",
+    "erosion_depth",
+    "local_thickness",
+    "skeletonize",
+    "soft_skeleton",
+    "tube",
+]
