@@ -7,7 +7,7 @@ from typing import Any
 from nnunet_imbal.errors import ConfigError
 from nnunet_imbal.registry import get_loss, unknown_name
 
-__all__ = ["ImbalConfig", "Term"]
+__all__ = ["ImbalConfig", "Sampling", "Term"]
 
 _BASES = ("nnunet", "none")
 
@@ -49,23 +49,80 @@ class Term:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """Which training patches are drawn: forced ones balanced over instances, the others at random.
+
+    Attributes:
+        forced: share of patches that are forced to show an instance; None: nnU-Net's own, 0.33.
+        class_exponent: see `nnunet_imbal.sampling.InstanceBalancedSampler`.
+        instance_share: see `nnunet_imbal.sampling.InstanceBalancedSampler`.
+        offset: see `nnunet_imbal.sampling.InstanceBalancedSampler`.
+        repeat_factor: cases of random patches by `nnunet_imbal.sampling.case_weights` with this threshold; None:
+            each case alike, as nnU-Net does.
+        coin: decide for each patch alone whether it is forced, instead of always forcing the last ones of a batch.
+            With batch size 1 it is always so, because nnU-Net's rounding would force none.
+        min_voxels: smaller instances are no target; counted in preprocessed voxels.
+        seed: makes the draws repeatable, as far as the order of nnU-Net's background workers allows; None: nnU-Net's
+            own random numbers decide.
+    """
+
+    forced: float | None = None
+    class_exponent: float = 1.0
+    instance_share: float = 0.5
+    offset: float = 0.7
+    repeat_factor: float | None = None
+    coin: bool = False
+    min_voxels: int = 1
+    seed: int | None = None
+
+    @classmethod
+    def from_dict(cls, entry: Any) -> "Sampling":
+        """Check the entry ``sampling``.
+
+        Raises:
+            ConfigError: an unknown key, a wrong type or a value out of range.
+
+        Example:
+            >>> Sampling.from_dict({"forced": 0.5}).instance_share
+            0.5
+        """
+        values = _mapping("sampling", entry, cls)
+        default, inf = cls(), float("inf")
+        coin = values.get("coin", default.coin)
+        if not isinstance(coin, bool):
+            raise ConfigError(f"imbal: coin must be true or false, got {coin!r}")
+        return cls(
+            forced=_optional(values, "forced", 0, 1),
+            class_exponent=_number(values, "class_exponent", default.class_exponent, 0, inf),
+            instance_share=_number(values, "instance_share", default.instance_share, 0, 1),
+            offset=_number(values, "offset", default.offset, 0, 1),
+            repeat_factor=_optional(values, "repeat_factor", 1e-9, 1),
+            coin=coin,
+            min_voxels=_count("min_voxels", values.get("min_voxels", default.min_voxels), 1),
+            seed=None if values.get("seed") is None else _count("seed", values["seed"], 0),
+        )
+
+
+@dataclass(frozen=True)
 class ImbalConfig:
     """What `ImbalTrainer` adds to stock nnU-Net.
 
     Attributes:
         base: ``"nnunet"`` keeps nnU-Net's Dice + CE (or BCE) under the terms, ``"none"`` trains on the terms alone.
         terms: losses that are added.
+        sampling: how patches are drawn; None: nnU-Net's own loader, untouched.
 
     Example:
         >>> ImbalConfig.from_dict({"terms": [{"loss": "cc_dice", "weight": 0.5}]}).terms[0].weight
         0.5
         >>> ImbalConfig.from_dict({"terns": []})
         Traceback (most recent call last):
-        nnunet_imbal.errors.ConfigError: imbal: unknown key 'terns'; did you mean 'terms'? Known: base, terms, version.
+        nnunet_imbal.errors.ConfigError: imbal: unknown key 'terns'; did you mean 'terms'? Known: base, ...
     """
 
     base: str = "nnunet"
     terms: tuple[Term, ...] = ()
+    sampling: Sampling | None = None
 
     @classmethod
     def from_dict(cls, entry: Any) -> "ImbalConfig":
@@ -79,14 +136,16 @@ class ImbalConfig:
         if base not in _BASES:
             raise ConfigError("imbal: " + unknown_name("base", base, _BASES))
         terms = _typed("terms", values.get("terms", []), list, tuple)
-        config = cls(base, tuple(Term.from_dict(term) for term in terms))
+        sampling = None if values.get("sampling") is None else Sampling.from_dict(values["sampling"])
+        config = cls(base, tuple(Term.from_dict(term) for term in terms), sampling)
         if base == "none" and not any(term.weight for term in config.terms):
             raise ConfigError('imbal: with "base": "none" at least one term needs a weight above 0')
         return config
 
     def to_dict(self) -> dict[str, Any]:
         """Plain form for JSON, every default written out."""
-        return {"base": self.base, "terms": [asdict(term) for term in self.terms]}
+        terms = [asdict(term) for term in self.terms]
+        return {"base": self.base, "terms": terms, "sampling": self.sampling and asdict(self.sampling)}
 
 
 def _mapping(what: str, entry: Any, cls: type, also: tuple[str, ...] = ()) -> Mapping[str, Any]:
@@ -104,3 +163,20 @@ def _typed(key: str, value: Any, *types: type) -> Any:
         names = " or ".join(t.__name__ for t in types)
         raise ConfigError(f"imbal: {key} must be of type {names}, got {value!r} ({type(value).__name__})")
     return value
+
+
+def _number(values: Mapping[str, Any], key: str, default: float, lowest: float, highest: float) -> float:
+    number = float(_typed(key, values.get(key, default), int, float))
+    if not (lowest <= number <= highest and number < float("inf")):
+        raise ConfigError(f"imbal: {key} must be a finite number from {lowest:g} to {highest:g}, got {number:g}")
+    return number
+
+
+def _optional(values: Mapping[str, Any], key: str, lowest: float, highest: float) -> float | None:
+    return None if values.get(key) is None else _number(values, key, 0.0, lowest, highest)
+
+
+def _count(key: str, value: Any, lowest: int) -> int:
+    if _typed(key, value, int) < lowest:
+        raise ConfigError(f"imbal: {key} must be at least {lowest}, got {value}")
+    return int(value)

@@ -1,11 +1,11 @@
-"""Write a configuration with other losses into a plans file, so that nobody edits JSON by hand."""
+"""Write a configuration with other losses or another sampling into a plans file, so that nobody edits JSON by hand."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_imbal.config import ImbalConfig, Term
+from nnunet_imbal.config import ImbalConfig, Sampling, Term
 from nnunet_imbal.errors import ConfigError, DataError
 from nnunet_imbal.io import write_atomically
 from nnunet_imbal.registry import unknown_name
@@ -32,8 +32,10 @@ def parse_term(words: str) -> Term:
         raise ConfigError(f"the weight in {words!r} is no number; write for example {name}=0.5") from None
 
 
-def add_configuration(plans_file: Path, *, source: str, name: str, terms: Sequence[Term]) -> Path:
-    """Add a configuration that inherits from another one and names its losses.
+def add_configuration(
+    plans_file: Path, *, source: str, name: str, terms: Sequence[Term], sampling: Sampling | None = None
+) -> Path:
+    """Add a configuration that inherits from another one and names its losses and its sampling.
 
     The former plans stay beside it as ``<plans>.json.bak``. Training writes to a results folder of its own, because
     nnU-Net puts the name of the configuration into it.
@@ -43,6 +45,7 @@ def add_configuration(plans_file: Path, *, source: str, name: str, terms: Sequen
         source: configuration to inherit from.
         name: name of the new one; no double underscore, nnU-Net splits folder names there.
         terms: losses that are added to nnU-Net's own.
+        sampling: how patches are drawn; None: as nnU-Net does.
 
     Returns:
         The plans file.
@@ -59,7 +62,8 @@ def add_configuration(plans_file: Path, *, source: str, name: str, terms: Sequen
         raise ConfigError(f"{plans_file} has a configuration {name!r} already; choose another name")
     if not name or "__" in name or "/" in name:
         raise ConfigError(f"{name!r} cannot name a configuration: use letters, digits and single underscores")
-    configurations[name] = {"inherits_from": source, "imbal": ImbalConfig(terms=tuple(terms)).to_dict()}
+    imbal = ImbalConfig(terms=tuple(terms), sampling=sampling).to_dict()
+    configurations[name] = {"inherits_from": source, "imbal": imbal}
     write_atomically(plans_file.with_suffix(".json.bak"), text)
     write_atomically(plans_file, json.dumps(plans, indent=4) + "\n")
     return plans_file

@@ -29,6 +29,19 @@ from nnunet_imbal.registry import register_loss
         ({"base": "nnunett"}, "did you mean 'nnunet'"),
         ({"base": "none"}, "at least one term"),
         ("cc_dice", "must be an object"),
+        ({"sampling": True}, "sampling must be an object"),
+        ({"sampling": {"froced": 0.5}}, "did you mean 'forced'"),
+        ({"sampling": {"forced": 1.5}}, "forced must be a finite number from 0 to 1, got 1.5"),
+        ({"sampling": {"forced": "all"}}, "forced must be of type int or float, got 'all'"),
+        ({"sampling": {"instance_share": None}}, "instance_share must be of type"),
+        ({"sampling": {"class_exponent": float("inf")}}, "class_exponent must be a finite number"),
+        ({"sampling": {"class_exponent": -1}}, "class_exponent must be a finite number from 0"),
+        ({"sampling": {"offset": float("nan")}}, "offset must be a finite number"),
+        ({"sampling": {"repeat_factor": 0}}, "repeat_factor must be"),
+        ({"sampling": {"coin": 1}}, "coin must be true or false"),
+        ({"sampling": {"min_voxels": 0}}, "min_voxels must be at least 1"),
+        ({"sampling": {"min_voxels": 2.5}}, "min_voxels must be of type int"),
+        ({"sampling": {"seed": -1}}, "seed must be at least 0"),
     ],
 )
 def test_R43_wrong_entries(entry, message):
@@ -36,8 +49,11 @@ def test_R43_wrong_entries(entry, message):
         ImbalConfig.from_dict(entry)
 
 
-def test_round_trip_through_json():
-    config = ImbalConfig.from_dict({"terms": [{"loss": "cc_dice", "kwargs": {"connectivity": 6}, "from_epoch": 3}]})
+@pytest.mark.parametrize("sampling", [None, {}, {"forced": 0.5, "repeat_factor": 0.1, "coin": True, "seed": 3}])
+def test_round_trip_through_json(sampling):
+    terms = [{"loss": "cc_dice", "kwargs": {"connectivity": 6}, "from_epoch": 3}]
+    config = ImbalConfig.from_dict({"terms": terms, "sampling": sampling})
+    assert (config.sampling is None) == (sampling is None)
     assert ImbalConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 

@@ -1,7 +1,20 @@
 """nnU-Net adapter: trainers for ``nnUNetv2_train -tr``."""
 
 from trainers.imbal_trainer import ImbalTrainer
-from trainers.variants import ImbalTrainer_5epochs, ImbalTrainer_demo, ImbalTrainerCC
+from trainers.variants import (
+    ImbalTrainer_5epochs,
+    ImbalTrainer_demo,
+    ImbalTrainerCC,
+    ImbalTrainerCCSampler,
+    ImbalTrainerSampler,
+)
 
 __distribution__ = "nnunet-imbal"
-__all__ = ["ImbalTrainer", "ImbalTrainerCC", "ImbalTrainer_5epochs", "ImbalTrainer_demo"]
+__all__ = [
+    "ImbalTrainer",
+    "ImbalTrainerCC",
+    "ImbalTrainerCCSampler",
+    "ImbalTrainerSampler",
+    "ImbalTrainer_5epochs",
+    "ImbalTrainer_demo",
+]

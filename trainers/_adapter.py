@@ -11,7 +11,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor, nn
 
 from nnunet_imbal._version import __version__
-from nnunet_imbal.config import ImbalConfig
+from nnunet_imbal.config import ImbalConfig, Sampling
 from nnunet_imbal.labels import LabelSpec
 from nnunet_imbal.losses import SegmentationLoss
 from nnunet_imbal.registry import build_loss, get_loss
@@ -21,6 +21,7 @@ __all__ = [
     "ImbalLoss",
     "build_terms",
     "describe",
+    "describe_sampling",
     "difference",
     "label_spec",
     "record",
@@ -127,6 +128,18 @@ def describe(config: ImbalConfig) -> str:
         if t.weight
     ]
     return " + ".join(parts)
+
+
+def describe_sampling(sampling: Sampling | None) -> str:
+    """One line for the training log."""
+    if sampling is None:
+        return "nnU-Net's own"
+    forced = "nnU-Net's share of" if sampling.forced is None else f"{sampling.forced:g} of the"
+    cases = "" if sampling.repeat_factor is None else f", cases repeated below {sampling.repeat_factor:g}"
+    return (
+        f"{forced} patches forced to an instance (class exponent {sampling.class_exponent:g}, "
+        f"instance share {sampling.instance_share:g}, offset {sampling.offset:g}{cases})"
+    )
 
 
 def difference(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:

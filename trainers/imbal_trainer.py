@@ -1,8 +1,9 @@
-"""`ImbalTrainer`: stock nnU-Net plus losses that see rare structures."""
+"""`ImbalTrainer`: stock nnU-Net plus losses that see rare structures, and patches that show them."""
 
 import os
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,7 +12,17 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_imbal.config import ImbalConfig
 from nnunet_imbal.errors import ConfigError, NonFiniteLossError
-from trainers._adapter import ImbalLoss, build_terms, describe, difference, label_spec, record, repair_levels
+from trainers._adapter import (
+    ImbalLoss,
+    build_terms,
+    describe,
+    describe_sampling,
+    difference,
+    label_spec,
+    record,
+    repair_levels,
+)
+from trainers._loader import Recipe, dataset_index, loaders_by
 
 __all__ = ["ImbalTrainer"]
 
@@ -19,10 +30,11 @@ ALLOW_CHANGE = "NNUNET_IMBAL_ALLOW_CONFIG_CHANGE"
 
 
 class ImbalTrainer(nnUNetTrainer):
-    """nnU-Net with Dice + CE + CC-Dice, or with the terms that the plans name under ``imbal``.
+    """nnU-Net with Dice + CE + CC-Dice, or with the terms and the sampling that the plans name under ``imbal``.
 
-    Everything but the loss is stock nnU-Net. The entry ``imbal`` of the configuration in the plans file goes before
-    the class attribute; what was used is stored in the plans of the results and in every checkpoint.
+    Everything but the loss, and the choice of training patches if ``sampling`` is given, is stock nnU-Net. The entry
+    ``imbal`` of the configuration in the plans file goes before the class attribute; what was used is stored in the
+    plans of the results and in every checkpoint.
 
     Attributes:
         imbal: default configuration, see `nnunet_imbal.config.ImbalConfig`.
@@ -39,6 +51,7 @@ class ImbalTrainer(nnUNetTrainer):
     num_epochs: int
     num_iterations_per_epoch: int
     num_val_iterations_per_epoch: int
+    oversample_foreground_percent: float
 
     def __init__(
         self,
@@ -56,6 +69,8 @@ class ImbalTrainer(nnUNetTrainer):
         self._imbal_terms()  # a wrong option must stop us here, before the dataset is unpacked
         record(self.imbal_config, self.plans_manager.plans, configuration)
         self._iteration = 0
+        self._forced = self.oversample_foreground_percent
+        self._training_set: Any = None
 
     def _build_loss(self) -> ImbalLoss:
         with warnings.catch_warnings():
@@ -67,6 +82,44 @@ class ImbalTrainer(nnUNetTrainer):
     def _imbal_terms(self) -> list[Any]:
         spacing = self.configuration_manager.spacing[-len(self.configuration_manager.patch_size) :]
         return build_terms(self.imbal_config, label_spec(self.label_manager), [float(mm) for mm in spacing])
+
+    def _set_batch_size_and_oversample(self) -> None:
+        sampling, stock = self.imbal_config.sampling, self.oversample_foreground_percent
+        if sampling is not None and sampling.forced is not None:
+            self.oversample_foreground_percent = sampling.forced
+        super()._set_batch_size_and_oversample()  # splits the share over the ranks
+        self._forced = self.oversample_foreground_percent
+        if sampling is not None and sampling.forced is not None:  # validation keeps nnU-Net's share, to be comparable
+            self.oversample_foreground_percent = stock
+            super()._set_batch_size_and_oversample()
+
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        """nnU-Net's own datasets."""
+        training, validation = super().get_tr_and_val_datasets()
+        self._training_set = training
+        return training, validation
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """nnU-Net's own loaders, with balanced forced patches in training if the configuration asks for them.
+
+        Raises:
+            DataError: a preprocessed label map cannot be read; names the case.
+        """
+        self.print_to_log_file("Sampling:", describe_sampling(self.imbal_config.sampling))
+        with loaders_by(self._recipe):
+            return super().get_dataloaders()
+
+    def _recipe(self, data: Any) -> Recipe | None:
+        sampling = self.imbal_config.sampling
+        if sampling is None or data is not self._training_set:
+            return None
+        folder = Path(self.preprocessed_dataset_folder_base) / "imbal_instances"
+        path = folder / f"{Path(self.preprocessed_dataset_folder).name}_fold_{self.fold}.npz"
+        index = dataset_index(data, self.label_manager, path, sampling.min_voxels, self.print_to_log_file)
+        if not len(index):
+            self.print_to_log_file("No training case contains foreground: patches are drawn as nnU-Net draws them.")
+            return None
+        return Recipe(sampling, index, self._forced, self.local_rank, self.current_epoch)
 
     def on_train_epoch_start(self) -> None:
         """Let terms that start later come into force."""
@@ -104,7 +157,7 @@ class ImbalTrainer(nnUNetTrainer):
         lines = difference(stored, present["configurations"][self.configuration_name]["imbal"])
         if not lines or self.current_epoch >= self.num_epochs:  # nothing changed, or nothing left to train
             return
-        message = "\n".join(["the loss configuration differs from the one this training began with:", *lines])
+        message = "\n".join(["losses or sampling differ from those this training began with:", *lines])
         if os.environ.get(ALLOW_CHANGE) != "1":
             raise ConfigError(f"{message}\nRestore it, start a new training, or set {ALLOW_CHANGE}=1 to go on anyway.")
         self.print_to_log_file(f"{message}\n{ALLOW_CHANGE}=1: going on with the present one.")

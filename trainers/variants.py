@@ -2,13 +2,31 @@
 
 from trainers.imbal_trainer import ImbalTrainer
 
-__all__ = ["ImbalTrainerCC", "ImbalTrainer_5epochs", "ImbalTrainer_demo"]
+__all__ = [
+    "ImbalTrainerCC",
+    "ImbalTrainerCCSampler",
+    "ImbalTrainerSampler",
+    "ImbalTrainer_5epochs",
+    "ImbalTrainer_demo",
+]
 
 
 class ImbalTrainerCC(ImbalTrainer):
     """Dice + CE + CC-Dice, also when `ImbalTrainer` one day chooses its terms from the data."""
 
     imbal = {"terms": [{"loss": "cc_dice"}]}  # noqa: RUF012
+
+
+class ImbalTrainerSampler(ImbalTrainer):
+    """Stock loss; forced patches balanced over classes and instances (`nnunet_imbal.sampling`)."""
+
+    imbal = {"terms": [], "sampling": {}}  # noqa: RUF012
+
+
+class ImbalTrainerCCSampler(ImbalTrainer):
+    """Dice + CE + CC-Dice on patches balanced over classes and instances."""
+
+    imbal = {"terms": [{"loss": "cc_dice"}], "sampling": {}}  # noqa: RUF012
 
 
 class ImbalTrainer_5epochs(ImbalTrainer):
