@@ -9,6 +9,8 @@ from numba_kernels._jit import kernel
 
 __all__ = ["cell_overlap", "cell_overlap_backward"]
 
+_STRIP = 16  # voxels of one cell that are treated together
+
 
 def cell_overlap(
     probs: NDArray[Any], target: NDArray[Any], cells: NDArray[np.int32], num_cells: int
@@ -25,8 +27,8 @@ def cell_overlap(
 
     Returns:
         float64 ``(3, K+1)``: rows are overlap, probability mass and target mass in voxels; column 0 holds the
-        voxels without a cell. Empty cells give 0. Everything is added in float64, in memory order, so that a huge
-        background keeps its precision and repeated calls agree bit for bit.
+        voxels without a cell. Empty cells give 0. Everything is added in float64, always in the same order, so that
+        a huge background keeps its precision and repeated calls agree bit for bit.
 
     Raises:
         ValueError: Shapes differ, or a cell lies outside 0..num_cells.
@@ -45,7 +47,9 @@ def cell_overlap(
     return sums
 
 
-def cell_overlap_backward(grad: NDArray[Any], target: NDArray[Any], cells: NDArray[np.int32]) -> NDArray[Any]:
+def cell_overlap_backward(
+    grad: NDArray[Any], target: NDArray[Any], cells: NDArray[np.int32], out: NDArray[Any] | None = None
+) -> NDArray[Any]:
     """Give the gradient of :func:`cell_overlap` with respect to ``probs``.
 
     ``grad_probs[v] = grad[0, cells[v]] * target[v] + grad[1, cells[v]]``; the third row of ``grad`` does not matter.
@@ -54,12 +58,13 @@ def cell_overlap_backward(grad: NDArray[Any], target: NDArray[Any], cells: NDArr
         grad: Gradient of the sums, float32 or float64 ``(3, K+1)``.
         target: As in :func:`cell_overlap`.
         cells: As in :func:`cell_overlap`.
+        out: Array for the result: contiguous, shape of ``cells``, dtype of ``grad``. Default: a new one.
 
     Returns:
         Gradient of the shape of ``cells`` in the dtype of ``grad``.
 
     Raises:
-        ValueError: Shapes differ, or a cell lies outside 0..K.
+        ValueError: Shapes differ, a cell lies outside 0..K, or ``out`` is not such an array.
 
     Example:
         >>> grad = np.array([[0, 2], [0, 1], [0, 0]], np.float32)
@@ -67,7 +72,10 @@ def cell_overlap_backward(grad: NDArray[Any], target: NDArray[Any], cells: NDArr
         array([3., 1., 0.], dtype=float32)
     """
     _check_shapes(target, target, cells)
-    out = np.empty(cells.shape, grad.dtype)
+    if out is None:
+        out = np.empty(cells.shape, grad.dtype)
+    if out.shape != cells.shape or out.dtype != grad.dtype or not out.flags.carray:
+        raise ValueError(f"out must be contiguous {grad.dtype} {cells.shape}, got {out.dtype} {out.shape}")
     if not _gather(_flat(grad).reshape(grad.shape), _flat(target), _flat(cells), out.reshape(-1)):
         raise ValueError(f"cells must lie in 0..{grad.shape[1] - 1}, got {cells.min()}..{cells.max()}")
     return out
@@ -86,15 +94,20 @@ def _flat(array: NDArray[Any]) -> NDArray[Any]:
 
 @kernel
 def _add_runs(probs: NDArray[Any], target: NDArray[Any], cells: NDArray[np.int32], sums: NDArray[np.float64]) -> bool:
-    """Add up each run of one cell in registers before touching memory."""
-    n = cells.size
-    i = 0
-    while i < n:
-        cell = cells[i]
+    """Add up each run of one cell before touching its sums: whole strips lane by lane, then the rest."""
+    lanes = np.empty((3, _STRIP))
+    start = 0
+    while start < cells.size:
+        cell = cells[start]
         if cell < 0 or cell >= sums.shape[1]:
             return False
+        i = _end_of_strips(cells, start)
+        if i > start:
+            _add_strips(probs, target, start, i, lanes)
+            for k in range(3):
+                sums[k, cell] += lanes[k].sum()
         overlap = prob_mass = target_mass = 0.0
-        while i < n and cells[i] == cell:
+        while i < cells.size and cells[i] == cell:
             p, t = np.float64(probs[i]), np.float64(target[i])
             overlap += p * t
             prob_mass += p
@@ -103,14 +116,48 @@ def _add_runs(probs: NDArray[Any], target: NDArray[Any], cells: NDArray[np.int32
         sums[0, cell] += overlap
         sums[1, cell] += prob_mass
         sums[2, cell] += target_mass
+        start = i
     return True
 
 
 @kernel
+def _end_of_strips(cells: NDArray[np.int32], i: int) -> int:
+    """Go on from voxel i in whole strips as long as all their voxels belong to its cell."""
+    cell = cells[i]
+    while i + _STRIP <= cells.size:
+        differ = cell ^ cell
+        for t in range(np.uint64(i), np.uint64(i + _STRIP)):
+            differ |= cells[t] ^ cell
+        if differ != 0:
+            break
+        i += _STRIP
+    return i
+
+
+@kernel
+def _add_strips(probs: NDArray[Any], target: NDArray[Any], start: int, stop: int, lanes: NDArray[np.float64]) -> None:
+    lanes[:] = 0
+    for i in range(start, stop, _STRIP):
+        for t in range(np.uint64(_STRIP)):
+            p, truth = np.float64(probs[np.uint64(i) + t]), np.float64(target[np.uint64(i) + t])
+            lanes[0, t] += p * truth
+            lanes[1, t] += p
+            lanes[2, t] += truth
+
+
+@kernel
 def _gather(grad: NDArray[Any], target: NDArray[Any], cells: NDArray[np.int32], out: NDArray[Any]) -> bool:
-    for i in range(cells.size):
-        cell = cells[i]
+    start = 0
+    while start < cells.size:
+        cell = cells[start]
         if cell < 0 or cell >= grad.shape[1]:
             return False
-        out[i] = grad[0, cell] * target[i] + grad[1, cell]
+        slope, level = grad[0, cell], grad[1, cell]
+        i = _end_of_strips(cells, start)
+        for t in range(np.uint64(start), np.uint64(i)):
+            out[t] = slope * target[t] + level
+        while i < cells.size and cells[i] == cell:
+            out[i] = slope * target[i] + level
+            i += 1
+        start = i
     return True

@@ -98,7 +98,7 @@ def _cell_overlap_backward(grad: Tensor, target: Tensor, cells: Tensor) -> Tenso
     out = np.empty(maps.shape, grads.dtype)
 
     def fill(i: int) -> None:
-        out[i] = numba_kernels.cell_overlap_backward(grads[:, i], truths[i], maps[i])
+        numba_kernels.cell_overlap_backward(grads[:, i], truths[i], maps[i], out[i])
 
     _run.for_each(fill, range(len(maps)))
     return torch.from_numpy(out).reshape(cells.shape)

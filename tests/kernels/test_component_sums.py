@@ -69,6 +69,32 @@ def test_memory_order_does_not_matter(layout):
     )
 
 
+def test_long_runs_of_one_cell(naive):
+    """Whole strips, strips with a seam and the end of the line all count every voxel once."""
+    rng = np.random.default_rng(2)
+    cells = np.repeat(rng.integers(0, 4, 40), rng.integers(1, 60, 40)).astype(np.int32)
+    for probs in (rng.random(cells.size), rng.random(cells.size).astype(np.float32)):
+        target = rng.random(cells.size) < 0.5
+        sums = cell_overlap(probs, target, cells, 3)
+        np.testing.assert_allclose(sums, naive.cell_overlap(probs, target, cells, 3), rtol=1e-12)
+        grad = rng.standard_normal((3, 4)).astype(probs.dtype)
+        expected = naive.cell_overlap_backward(grad, target, cells)
+        np.testing.assert_allclose(cell_overlap_backward(grad, target, cells), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_gradient_goes_where_it_is_wanted():
+    grad, target, cells = np.ones((3, 2), np.float32), np.ones(4, bool), np.array([0, 1, 1, 0], np.int32)
+    out = np.zeros((2, 4), np.float32)
+    cell_overlap_backward(grad, target, cells, out[1])
+    np.testing.assert_array_equal(out, [[0, 0, 0, 0], [2, 2, 2, 2]])
+
+
+@pytest.mark.parametrize("out", [np.zeros(3, np.float32), np.zeros(4), np.zeros((4, 2), np.float32)[:, 0]])
+def test_unfit_place_for_the_gradient_is_refused(out):
+    with pytest.raises(ValueError, match=r"contiguous float32 \(4,\)"):
+        cell_overlap_backward(np.ones((3, 2), np.float32), np.ones(4, bool), np.zeros(4, np.int32), out)
+
+
 @pytest.mark.parametrize("bad", [-1, 3])
 def test_cells_out_of_range_are_refused_not_written(bad):
     probs, target = np.ones(4, np.float32), np.ones(4, bool)
