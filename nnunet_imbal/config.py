@@ -10,6 +10,7 @@ from nnunet_imbal.registry import get_loss, unknown_name
 __all__ = ["ImbalConfig", "Sampling", "Term"]
 
 _BASES = ("nnunet", "none")
+_MIRRORING = ("auto", "off", "stock", "swap")
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,10 @@ class ImbalConfig:
         base: ``"nnunet"`` keeps nnU-Net's Dice + CE (or BCE) under the terms, ``"none"`` trains on the terms alone.
         terms: losses that are added.
         sampling: how patches are drawn; None: nnU-Net's own loader, untouched.
+        mirroring: along the axis from left to right, for classes whose names tell a side. ``"stock"`` mirrors images
+            and leaves the names, ``"swap"`` exchanges the names of left/right pairs in training and does not mirror
+            at test time, ``"off"`` does not mirror at all, ``"auto"`` swaps if all sided classes have a partner, is
+            off if one has none, and stock if no class has a side.
 
     Example:
         >>> ImbalConfig.from_dict({"terms": [{"loss": "cc_dice", "weight": 0.5}]}).terms[0].weight
@@ -123,6 +128,7 @@ class ImbalConfig:
     base: str = "nnunet"
     terms: tuple[Term, ...] = ()
     sampling: Sampling | None = None
+    mirroring: str = "stock"
 
     @classmethod
     def from_dict(cls, entry: Any) -> "ImbalConfig":
@@ -137,7 +143,10 @@ class ImbalConfig:
             raise ConfigError("imbal: " + unknown_name("base", base, _BASES))
         terms = _typed("terms", values.get("terms", []), list, tuple)
         sampling = None if values.get("sampling") is None else Sampling.from_dict(values["sampling"])
-        config = cls(base, tuple(Term.from_dict(term) for term in terms), sampling)
+        mirroring = _typed("mirroring", values.get("mirroring", cls.mirroring), str)
+        if mirroring not in _MIRRORING:
+            raise ConfigError("imbal: " + unknown_name("mirroring", mirroring, _MIRRORING))
+        config = cls(base, tuple(Term.from_dict(term) for term in terms), sampling, mirroring)
         if base == "none" and not any(term.weight for term in config.terms):
             raise ConfigError('imbal: with "base": "none" at least one term needs a weight above 0')
         return config
@@ -145,7 +154,8 @@ class ImbalConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain form for JSON, every default written out."""
         terms = [asdict(term) for term in self.terms]
-        return {"base": self.base, "terms": terms, "sampling": self.sampling and asdict(self.sampling)}
+        sampling = self.sampling and asdict(self.sampling)
+        return {"base": self.base, "terms": terms, "sampling": sampling, "mirroring": self.mirroring}
 
 
 def _mapping(what: str, entry: Any, cls: type, also: tuple[str, ...] = ()) -> Mapping[str, Any]:

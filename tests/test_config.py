@@ -42,6 +42,8 @@ from nnunet_imbal.registry import register_loss
         ({"sampling": {"min_voxels": 0}}, "min_voxels must be at least 1"),
         ({"sampling": {"min_voxels": 2.5}}, "min_voxels must be of type int"),
         ({"sampling": {"seed": -1}}, "seed must be at least 0"),
+        ({"mirroring": "of"}, "did you mean 'off'"),
+        ({"mirroring": False}, "mirroring must be of type str"),
     ],
 )
 def test_R43_wrong_entries(entry, message):

@@ -145,8 +145,9 @@ def describe_sampling(sampling: Sampling | None) -> str:
 def difference(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """Lines that tell where two resolved configurations differ; empty if they agree (the version may differ)."""
     lines = []
+    default = ImbalConfig().to_dict()  # an older release did not know all the keys
     for key in sorted({*stored, *current} - {"version"}):
-        was, now = _plain(stored.get(key)), _plain(current.get(key))
+        was, now = (_plain(each.get(key, default.get(key))) for each in (stored, current))
         if was != now:
             lines += [f"  {key}:", f"    checkpoint: {was}", f"    now:        {now}"]
     return lines

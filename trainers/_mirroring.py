@@ -1,6 +1,6 @@
 """Mirroring for classes that have a side: exchange their labels, or leave that axis alone."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +9,12 @@ import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 
 from nnunet_imbal.errors import LabelError
 from nnunet_imbal.laterality import lateral_axes, paired_labels, swap_table
 
-__all__ = ["LabelSwapMirrorTransform", "Mirroring", "choose_mirroring", "direction_of", "use_label_swap"]
+__all__ = ["LabelSwapMirrorTransform", "Mirroring", "choose_mirroring", "directions_of", "use_label_swap"]
 
 
 class LabelSwapMirrorTransform(MirrorTransform):
@@ -101,8 +102,12 @@ def choose_mirroring(
     return Mirroring(stock_axes, kept, reason, next(iter(lateral)), tuple(table))
 
 
-def direction_of(properties: Mapping[str, Any]) -> Any | None:
-    """Orientation that nnU-Net's reader noted beside a preprocessed case; None for formats without a patient."""
+def directions_of(cases: nnUNetBaseDataset) -> Iterator[Any | None]:
+    """Orientation that nnU-Net's reader noted beside each preprocessed case; None for formats without a patient."""
+    return (_direction(cases.load_case(case)[3]) for case in cases.identifiers)
+
+
+def _direction(properties: Mapping[str, Any]) -> Any | None:
     if "sitk_stuff" in properties:
         cosines = np.asarray(properties["sitk_stuff"]["direction"], dtype=float)
         return cosines.reshape(3, 3) if cosines.size == 9 else None

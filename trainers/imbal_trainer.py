@@ -23,6 +23,7 @@ from trainers._adapter import (
     repair_levels,
 )
 from trainers._loader import Recipe, dataset_index, loaders_by
+from trainers._mirroring import Mirroring, choose_mirroring, directions_of, use_label_swap
 
 __all__ = ["ImbalTrainer"]
 
@@ -43,7 +44,7 @@ class ImbalTrainer(nnUNetTrainer):
         val_iterations: overrides nnU-Net's 50 validation iterations an epoch.
     """
 
-    imbal: ClassVar[Mapping[str, Any]] = {"terms": [{"loss": "cc_dice"}]}
+    imbal: ClassVar[Mapping[str, Any]] = {"terms": [{"loss": "cc_dice"}], "mirroring": "auto"}
     epochs: ClassVar[int | None] = None
     iterations: ClassVar[int | None] = None
     val_iterations: ClassVar[int | None] = None
@@ -71,6 +72,7 @@ class ImbalTrainer(nnUNetTrainer):
         self._iteration = 0
         self._forced = self.oversample_foreground_percent
         self._training_set: Any = None
+        self._mirroring: Mirroring | None = None
 
     def _build_loss(self) -> ImbalLoss:
         with warnings.catch_warnings():
@@ -92,6 +94,26 @@ class ImbalTrainer(nnUNetTrainer):
         if sampling is not None and sampling.forced is not None:  # validation keeps nnU-Net's share, to be comparable
             self.oversample_foreground_percent = stock
             super()._set_batch_size_and_oversample()
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
+        """nnU-Net's own choice, without flips that would give left structures the names of right ones."""
+        rotation, dummy_2d, patch_size, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        labels = {name: value for name, value in self.dataset_json["labels"].items() if name != "ignore"}
+        cases = self.dataset_class(self.preprocessed_dataset_folder)
+        transpose = self.plans_manager.transpose_forward
+        mirroring = choose_mirroring(self.imbal_config.mirroring, axes, labels, directions_of(cases), transpose)
+        if mirroring.reason:
+            self.print_to_log_file(
+                f"Mirroring: axes {mirroring.axes}, at test time {mirroring.test_axes}, because {mirroring.reason}."
+            )
+        self._mirroring = mirroring
+        self.inference_allowed_mirroring_axes = mirroring.test_axes or None  # nnU-Net's predictor fails on ()
+        return rotation, dummy_2d, patch_size, mirroring.axes
+
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
+        """nnU-Net's own augmentation; flips exchange the names of left and right where the configuration says so."""
+        transforms = nnUNetTrainer.get_training_transforms(*args, **kwargs)
+        return transforms if self._mirroring is None else use_label_swap(transforms, self._mirroring)
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """nnU-Net's own datasets."""

@@ -1,5 +1,8 @@
 """Flips keep left left, in training and at test time."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,9 @@ from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 
 from nnunet_imbal.errors import LabelError
-from trainers._mirroring import LabelSwapMirrorTransform, choose_mirroring, direction_of, use_label_swap
+from trainers import ImbalTrainer
+from trainers._adapter import difference
+from trainers._mirroring import LabelSwapMirrorTransform, _direction, choose_mirroring, use_label_swap
 
 KIDNEYS = {"background": 0, "kidney_left": 1, "kidney_right": 2, "liver": 3}
 STRAIGHT = [np.eye(3)] * 2
@@ -93,10 +98,10 @@ def test_sagittal_slices_have_both_axes_free():
 
 def test_orientation_as_the_readers_note_it():
     itk = {"sitk_stuff": {"direction": tuple(SAGITTAL.ravel())}}
-    assert np.array_equal(direction_of(itk), SAGITTAL)
-    assert direction_of({"sitk_stuff": {"direction": (1.0, 0.0, 0.0, 1.0)}}) is None
-    assert np.array_equal(direction_of({"nibabel_stuff": {"original_affine": np.eye(4)}}), np.eye(3))
-    assert direction_of({"spacing": [1, 1, 1]}) is None
+    assert np.array_equal(_direction(itk), SAGITTAL)
+    assert _direction({"sitk_stuff": {"direction": (1.0, 0.0, 0.0, 1.0)}}) is None
+    assert np.array_equal(_direction({"nibabel_stuff": {"original_affine": np.eye(4)}}), np.eye(3))
+    assert _direction({"spacing": [1, 1, 1]}) is None
 
 
 def test_only_the_flip_is_replaced():
@@ -107,3 +112,52 @@ def test_only_the_flip_is_replaced():
     assert isinstance(transforms.transforms[1], LabelSwapMirrorTransform)
     stock = ComposeTransforms([MirrorTransform(AXES)])
     assert type(use_label_swap(stock, choose("stock")).transforms[0]) is MirrorTransform
+
+
+def test_an_older_checkpoint_is_not_another_configuration():
+    stored = {"base": "nnunet", "terms": []}
+    assert difference(stored, {**stored, "sampling": None, "mirroring": "stock"}) == []
+    assert difference(stored, {**stored, "mirroring": "auto"})
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.filterwarnings("ignore")  # nnU-Net's own
+class TestTrainer:
+    @pytest.fixture
+    def make(self, in_process, tmp_path, monkeypatch):
+        """Function (names, mode) -> trainer on the tiny dataset with these names of classes, with its loaders."""
+        monkeypatch.setenv("nnUNet_results", str(tmp_path))
+
+        def make(names, mode):
+            files = ("nnUNetPlans.json", "dataset.json")
+            plans, dataset = (json.loads((in_process.preprocessed / name).read_text()) for name in files)
+            plans["continue_training"] = False
+            plans["configurations"]["3d_fullres"]["imbal"] = {"terms": [], "mirroring": mode}
+            dataset["labels"] = {"background": 0, names[0]: 1, names[1]: 2}
+            trainer = ImbalTrainer(plans, "3d_fullres", 0, dataset, torch.device("cpu"))
+            trainer.initialize()
+            return trainer, trainer.get_dataloaders()[0].data_loader.transforms.transforms
+
+        return make
+
+    def test_pairs(self, make):
+        trainer, transforms = make(["kidney_left", "kidney_right"], "auto")
+        flips = [transform for transform in transforms if isinstance(transform, MirrorTransform)]
+        assert [type(flip) for flip in flips] == [LabelSwapMirrorTransform]
+        assert trainer.inference_allowed_mirroring_axes == (0, 1)
+        trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint.pth"))
+        stored = torch.load(Path(trainer.output_folder) / "checkpoint.pth", weights_only=False)
+        assert stored["inference_allowed_mirroring_axes"] == (0, 1)
+        assert "flips exchange kidney_left and kidney_right" in Path(trainer.log_file).read_text()
+
+    def test_one_sided(self, make):
+        trainer, transforms = make(["liver", "middle_lobe_right"], "auto")
+        assert [flip.allowed_axes for flip in transforms if isinstance(flip, MirrorTransform)] == [(0, 1)]
+        assert trainer.inference_allowed_mirroring_axes == (0, 1)
+
+    @pytest.mark.parametrize(("names", "mode"), [(["organ", "lesion"], "auto"), (["left a", "right a"], "stock")])
+    def test_stock(self, make, names, mode):
+        trainer, transforms = make(names, mode)
+        assert [type(flip) for flip in transforms if isinstance(flip, MirrorTransform)] == [MirrorTransform]
+        assert trainer.inference_allowed_mirroring_axes == AXES
