@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_imbal._progress import track
-from nnunet_imbal.errors import DataError, LabelError
+from nnunet_imbal.errors import DataError
 from nnunet_imbal.io import write_atomically
 from nnunet_imbal.sampling.index import MAX_POSITIONS, InstanceIndex, Region, find_instances, merge
 
@@ -95,7 +95,7 @@ def build_index(cases: Sequence[str], load: Loader, classes: Sequence[Region], *
     def find(case: str) -> InstanceIndex:
         try:
             return find_instances(load(case), classes, min_voxels=min_voxels, case=case)
-        except (OSError, RuntimeError, LabelError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise DataError(f"cannot find the instances of case {case}: {error}; preprocess it again") from error
 
     if not cases:

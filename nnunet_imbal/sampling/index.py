@@ -188,12 +188,9 @@ def _as_label_map(labels: NDArray[Any]) -> NDArray[Any]:
         raise LabelError(f"expected a label map (Y, X) or (Z, Y, X) without channels, got shape {labels.shape}")
     if labels.dtype.kind in "biu":
         return labels
-    whole = labels.astype(np.int64)
-    if not np.array_equal(whole, labels):
-        raise LabelError(
-            f"expected whole numbers, got {labels.dtype} with fractions; resample labels by mode='nearest'"
-        )
-    return whole
+    if not (np.isfinite(labels).all() and np.array_equal(labels, np.rint(labels))):
+        raise LabelError(f"expected whole numbers, got {labels.dtype} with other values; resample by mode='nearest'")
+    return labels.astype(np.int64)
 
 
 def _as_region(labels: int | Sequence[int]) -> Region:
