@@ -36,17 +36,25 @@ def _options(
 def configure(
     dataset: Annotated[str, typer.Argument(help="Number, name or folder of a planned dataset (nnUNet_preprocessed).")],
     name: Annotated[str, typer.Option("--name", help="Name of the new configuration, e.g. 3d_fullres_cc.")],
-    loss: Annotated[list[str], typer.Option("--loss", help="Registered name[=weight], e.g. cc_dice=0.5; repeatable.")],
+    loss: Annotated[
+        list[str] | None, typer.Option("--loss", help="Registered name[=weight], e.g. cc_dice=0.5; repeatable.")
+    ] = None,
+    sampling: Annotated[
+        bool, typer.Option("--sampling", help="Force patches to classes and instances alike, large or small.")
+    ] = False,
     source: Annotated[str, typer.Option("--from", help="Configuration to start from.")] = "3d_fullres",
     plans: Annotated[str, typer.Option("--plans", "-p", help="Plans identifier.")] = "nnUNetPlans",
 ) -> None:
-    """Add a configuration with other losses to a dataset's plans, ready for `nnUNetv2_train ... -tr ImbalTrainer`."""
+    """Add a configuration with other losses or patches to a dataset's plans, for `nnUNetv2_train -tr ImbalTrainer`."""
     from nnunet_imbal.check import find_dataset
+    from nnunet_imbal.config import Sampling
     from nnunet_imbal.configure import add_configuration, parse_term
 
+    if not loss and not sampling:
+        raise typer.BadParameter("name at least one --loss, or --sampling, or both")
     folder = find_dataset(dataset, "nnUNet_preprocessed")
-    terms = [parse_term(words) for words in loss]
-    typer.echo(add_configuration(folder / f"{plans}.json", source=source, name=name, terms=terms))
+    terms, chosen = [parse_term(words) for words in loss or ()], Sampling() if sampling else None
+    typer.echo(add_configuration(folder / f"{plans}.json", source=source, name=name, terms=terms, sampling=chosen))
 
 
 @app.command()
@@ -86,7 +94,7 @@ def report(
 
 @app.command()
 def dataset(
-    name: Annotated[str, typer.Argument(help="phantom-lesions or spine.")],
+    name: Annotated[str, typer.Argument(help="phantom-lesions, phantom-vessels or spine.")],
     out: Annotated[Path, typer.Argument(help="nnUNet_raw folder; DatasetXXX_Name is made inside it.")],
     dataset_id: Annotated[int, typer.Option("--id", min=1, max=999, help="nnU-Net dataset number.")] = 900,
     cases: Annotated[int, typer.Option(min=1, help="Training cases.")] = 16,

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from nnunet_imbal.cli import app
-from nnunet_imbal.config import ImbalConfig
+from nnunet_imbal.config import ImbalConfig, Sampling
 from nnunet_imbal.configure import add_configuration, parse_term
 from nnunet_imbal.errors import ConfigError, DataError
 
@@ -30,6 +30,18 @@ def test_command_writes_a_configuration_that_the_trainer_reads(plans, monkeypatc
     assert written["3d_fullres_cc"]["inherits_from"] == "3d_fullres"
     assert ImbalConfig.from_dict(written["3d_fullres_cc"]["imbal"]).terms[0].weight == 0.5
     assert plans.with_suffix(".json.bak").read_text() == before
+
+
+def test_command_writes_sampling(plans, monkeypatch):
+    monkeypatch.setenv("nnUNet_preprocessed", str(plans.parent.parent))
+    words = ["configure", "4", "--name", "balanced"]
+    neither = CliRunner().invoke(app, words)
+    assert neither.exit_code == 2
+    assert "--sampling" in neither.output
+    done = CliRunner().invoke(app, [*words, "--sampling"])
+    assert done.exit_code == 0, done.output
+    written = json.loads(plans.read_text())["configurations"]["balanced"]["imbal"]
+    assert ImbalConfig.from_dict(written) == ImbalConfig(sampling=Sampling())
 
 
 @pytest.mark.parametrize(
