@@ -190,7 +190,7 @@ def _grown_lesions(ref: Mask, dilation: int) -> NDArray[np.int32]:
 def _undilated(grown: NDArray[np.int32], ref: Mask) -> Components:
     """The lesions without what the dilation added; component numbers stay those of the dilated ones."""
     lesions = np.where(ref, grown, 0)
-    found = find_objects(lesions)
+    found = find_objects(lesions) if lesions.size else []
     boxes = [[[side.start, side.stop] for side in box] for box in found]
     sizes = np.bincount(lesions[ref], minlength=len(boxes) + 1)
     return Components(lesions, sizes, np.array([np.zeros((ref.ndim, 2)), *boxes], np.int64))
