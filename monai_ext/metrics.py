@@ -1,19 +1,19 @@
-"""Lesion-wise scores as MONAI metrics: they add up over batches and processes like `monai.metrics.DiceMetric`."""
+"""Lesion-wise and topological scores as MONAI metrics: they add up like `monai.metrics.DiceMetric`."""
 
 import math
 from collections.abc import Callable, Sequence
 
 import torch
-from monai.metrics import CumulativeIterationMetric, do_metric_reduction
 from monai.utils import MetricReduction
 from torch import Tensor
 
-from monai_ext._channels import class_masks
-from nnunet_imbal.errors import ConfigError, LabelError
+from monai_ext._class_metric import ClassMetric
+from monai_ext._topology_metrics import BettiErrorMetric, ClDiceMetric
+from nnunet_imbal.errors import ConfigError
 from nnunet_imbal.losses import cc_dice_loss
 from nnunet_imbal.metrics import LesionMatch, match_lesions
 
-__all__ = ["CCDiceMetric", "LesionF1Metric"]
+__all__ = ["BettiErrorMetric", "CCDiceMetric", "ClDiceMetric", "LesionF1Metric"]
 
 _SCORES: dict[str, Callable[[LesionMatch], float]] = {
     "f1": lambda match: match.f1,
@@ -22,53 +22,7 @@ _SCORES: dict[str, Callable[[LesionMatch], float]] = {
 }
 
 
-class _ClassMetric(CumulativeIterationMetric):
-    """What the metrics share: one score per sample and class, averaged over those that are not NaN."""
-
-    def __init__(
-        self,
-        include_background: bool | None,
-        reduction: MetricReduction | str,
-        get_not_nans: bool,
-        num_classes: int | None,
-        connectivity: int | None,
-    ) -> None:
-        super().__init__()
-        self.include_background = include_background
-        self.reduction = reduction
-        self.get_not_nans = get_not_nans
-        self.num_classes = num_classes
-        self.connectivity = connectivity
-
-    def aggregate(self, reduction: MetricReduction | str | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """Reduce all scores since the last ``reset()``, as `monai.metrics.do_metric_reduction` does.
-
-        Args:
-            reduction: overrides that of the constructor.
-
-        Returns:
-            The reduced scores, with the number of scores that are not NaN if ``get_not_nans``. As everywhere in
-            MONAI, a mean over NaNs only is 0: only the count, or ``reduction="none"``, tells.
-
-        Raises:
-            ValueError: nothing was measured yet.
-        """
-        scores = self.get_buffer()
-        if not isinstance(scores, Tensor):
-            raise ValueError(f"nothing to aggregate: call the {type(self).__name__} with predictions and labels first")
-        value, not_nans = do_metric_reduction(scores, reduction or self.reduction)
-        return (value, not_nans) if self.get_not_nans else value
-
-    def _masks(self, y_pred: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
-        if y is None:
-            raise LabelError("the metric compares a prediction with a truth: give both y_pred and y")
-        found, truth = (class_masks(each, self.num_classes, self.include_background) for each in (y_pred, y))
-        if found.shape != truth.shape:
-            raise LabelError(f"prediction {tuple(y_pred.shape)} and truth {tuple(y.shape)} must share one grid")
-        return found, truth
-
-
-class CCDiceMetric(_ClassMetric):
+class CCDiceMetric(ClassMetric):
     r"""Dice in which every lesion counts the same: mean over lesions of the Dice inside the lesion's own cell.
 
     The cell :math:`V_i` of lesion :math:`i` holds the voxels nearest to it; with prediction :math:`P`, truth :math:`R`
@@ -110,12 +64,13 @@ class CCDiceMetric(_ClassMetric):
         spacing: Sequence[float] | None = None,
         connectivity: int | None = None,
     ) -> None:
-        super().__init__(include_background, reduction, get_not_nans, num_classes, connectivity)
+        super().__init__(include_background, reduction, get_not_nans, num_classes)
+        self.connectivity = connectivity
         self.ignore_empty = ignore_empty
         self.spacing = spacing
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None) -> Tensor:
-        found, truth = self._masks(y_pred, y)
+        found, truth = self.masks(y_pred, y)
         loss = cc_dice_loss(
             found.float(),
             truth,
@@ -130,7 +85,7 @@ class CCDiceMetric(_ClassMetric):
         return torch.where(truth.flatten(2).any(2), 1 - loss, absent)
 
 
-class LesionF1Metric(_ClassMetric):
+class LesionF1Metric(ClassMetric):
     """How many lesions were found, and how many findings are lesions: one common voxel is enough.
 
     Per sample and class: recall = touched lesions / lesions, precision = predicted components that touch a lesion /
@@ -172,14 +127,12 @@ class LesionF1Metric(_ClassMetric):
         num_classes: int | None = None,
         connectivity: int | None = None,
     ) -> None:
-        super().__init__(include_background, reduction, get_not_nans, num_classes, connectivity)
+        super().__init__(include_background, reduction, get_not_nans, num_classes)
+        self.connectivity = connectivity
         if metric_name not in _SCORES:
             raise ConfigError(f"metric_name must be one of {', '.join(_SCORES)}, got {metric_name!r}")
         self.metric_name = metric_name
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None) -> Tensor:
-        found, truth = self._masks(y_pred, y)
-        pairs = zip(found.flatten(0, 1).cpu().numpy(), truth.flatten(0, 1).cpu().numpy(), strict=True)
         score = _SCORES[self.metric_name]
-        scores = [score(match_lesions(pred, ref, self.connectivity)) for pred, ref in pairs]
-        return torch.tensor(scores, device=found.device).view(found.shape[:2])
+        return self.score_each(y_pred, y, lambda pred, ref: score(match_lesions(pred, ref, self.connectivity)))
