@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from numba_kernels._bits import count_ones, trailing_zeros
 from numba_kernels._checks import as_label_map, neighbour_rank
 from numba_kernels._jit import inlined, kernel
-from numba_kernels._vector import equal_bits
+from numba_kernels._vector import bits_of_label, equal_bits
 
 __all__ = ["Runs", "find_runs", "paint"]
 
@@ -32,16 +32,18 @@ class Runs(NamedTuple):
     total: int
 
 
-def find_runs(labels: NDArray[Any], connectivity: int | None) -> Runs:
-    """List the runs of a label map and the component that each belongs to."""
+def find_runs(labels: NDArray[Any], connectivity: int | None, *, as_mask: bool = False) -> Runs:
+    """List the runs of a label map, or of the mask of all its labels, and the component that each belongs to."""
     labels = as_label_map(labels)
     rank = neighbour_rank(labels.ndim, connectivity)
     if labels.size == 0:
         return Runs(np.empty((0, 2), np.int64), np.empty(0, np.int32), 0)
     shape = (1,) * (3 - labels.ndim) + labels.shape
     rows = _as_rows(labels)
-    bits, stride = _pack(rows)
-    values = _pad(rows, bits.size, stride)
+    stride = (shape[2] + 63) // 64 + 1
+    bits = np.zeros((len(rows) + 1) * stride + 1, np.uint64)
+    one_class = _pack(rows.reshape(-1), shape[2], stride, bits) or as_mask
+    values = np.empty(0, np.uint8) if one_class else _pad(rows, bits.size, stride)
     starts, ends, ids = _index_runs(bits, values)
     numbers = np.arange(ids[-1], dtype=np.int32)
     _unite(bits, values, starts, ends, ids, numbers, (shape[0], shape[1], stride), rank)
@@ -50,11 +52,9 @@ def find_runs(labels: NDArray[Any], connectivity: int | None) -> Runs:
 
 
 def _as_rows(labels: NDArray[Any]) -> NDArray[Any]:
-    """Rows of bool if there is only one class, else of uint8 or int32. Equality of labels is all that counts."""
-    native = np.ascontiguousarray(labels, labels.dtype.newbyteorder("="))
+    """Rows of uint8 or int32. Whether labels are equal, and whether they are 0, is all that counts."""
+    native = np.require(labels, labels.dtype.newbyteorder("="), ["C", "A", "W"])
     rows = native.reshape(-1, labels.shape[-1])
-    if rows.dtype == np.bool_ or (rows.max() <= 1 and (rows.dtype.kind == "u" or rows.min() >= 0)):
-        return rows.view(np.bool_) if rows.itemsize == 1 else rows != 0
     if rows.itemsize == 1:
         return rows.view(np.uint8)
     limits = np.iinfo(np.int32)
@@ -64,21 +64,36 @@ def _as_rows(labels: NDArray[Any]) -> NDArray[Any]:
     return rows.view(np.int32) if rows.itemsize == 4 else rows.astype(np.int32)
 
 
-def _pack(rows: NDArray[Any]) -> tuple[Words, int]:
-    """One bit for each voxel that is not 0; words a row."""
-    height, width = rows.shape
-    stride = (width + 63) // 64 + 1
-    bits = np.zeros((height + 1) * stride + 1, np.uint64)
-    space = bits[1:].view(np.uint8).reshape(height + 1, 8 * stride)
-    packed = np.packbits(rows if rows.itemsize == 1 else rows != 0, axis=-1, bitorder="little")
-    space[:height, : packed.shape[1]] = packed
-    return bits, stride
+@kernel
+def _pack(line: NDArray[Any], width: int, stride: int, bits: Words) -> bool:
+    """Set one bit for each voxel that is not 0; tell whether all of them have the same label."""
+    label = line[0] ^ line[0]
+    others = _NONE
+    for row in range(line.size // width):
+        for w in range(stride - 1):
+            first = row * width + 64 * w
+            word = _differs(line, first, min(64, width - 64 * w), label ^ label)
+            bits[1 + row * stride + w] = word
+            if word != _NONE:
+                label = line[first + trailing_zeros(word)] if label == 0 else label
+                others |= word & _differs(line, first, 64, label)
+    return others == _NONE
+
+
+@inlined
+def _differs(line: NDArray[Any], first: int, count: int, label: Any) -> np.uint64:
+    """Which of the next voxels, 64 at the most, have another label than this one."""
+    if first + 64 <= line.size:
+        return ~bits_of_label(line, first, label) & (_ALL >> np.uint64(64 - count))
+    word = _NONE
+    for k in range(min(count, line.size - first)):
+        if line[first + k] != label:
+            word |= _ONE << np.uint64(k)
+    return word
 
 
 def _pad(rows: NDArray[Any], words: int, stride: int) -> NDArray[Any]:
-    """Labels laid out as the bits are, 64 to a word; nothing if there is only one class."""
-    if rows.dtype == np.bool_:
-        return np.empty(0, np.uint8)
+    """Labels laid out as the bits are, 64 to a word."""
     values = np.zeros(64 * words, rows.dtype)
     values[64:].reshape(-1, 64 * stride)[:-1, : rows.shape[1]] = rows
     return values

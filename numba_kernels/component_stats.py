@@ -96,9 +96,9 @@ def largest_component(mask: NDArray[Any], connectivity: int | None = None) -> ND
         >>> largest_component(np.array([[1, 0, 1, 1]]))
         array([[False, False,  True,  True]])
     """
-    foreground, runs, sizes = _find_sizes(mask, connectivity)
+    runs, sizes = _find_sizes(mask, connectivity)
     kept = np.arange(runs.total) == np.argmax(sizes) if runs.total else np.empty(0, np.bool_)
-    return _paint_kept(foreground, runs, kept)
+    return _paint_kept(np.shape(mask), runs, kept)
 
 
 def remove_small_components(mask: NDArray[Any], min_voxels: int, connectivity: int | None = None) -> NDArray[np.bool_]:
@@ -120,8 +120,8 @@ def remove_small_components(mask: NDArray[Any], min_voxels: int, connectivity: i
         >>> remove_small_components(np.array([[1, 0, 1, 1]]), 2)
         array([[False, False,  True,  True]])
     """
-    foreground, runs, sizes = _find_sizes(mask, connectivity)
-    return _paint_kept(foreground, runs, sizes >= min_voxels)
+    runs, sizes = _find_sizes(mask, connectivity)
+    return _paint_kept(np.shape(mask), runs, sizes >= min_voxels)
 
 
 def _as_line(field: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
@@ -136,17 +136,15 @@ def _as_line(field: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     return np.require(array, dtype.newbyteorder("="), ["C", "A", "W"]).reshape(-1)
 
 
-def _find_sizes(mask: NDArray[Any], connectivity: int | None) -> tuple[NDArray[np.bool_], Runs, NDArray[Any]]:
-    foreground = as_label_map(mask) != 0
-    runs = find_runs(foreground, connectivity)
+def _find_sizes(mask: NDArray[Any], connectivity: int | None) -> tuple[Runs, NDArray[Any]]:
+    runs = find_runs(mask, connectivity, as_mask=True)
     lengths = runs.spans[:, 1] - runs.spans[:, 0]
-    return foreground, runs, np.bincount(runs.numbers, lengths, minlength=runs.total + 1)[1:]
+    return runs, np.bincount(runs.numbers, lengths, minlength=runs.total + 1)[1:]
 
 
-def _paint_kept(foreground: NDArray[np.bool_], runs: Runs, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    mask = np.zeros(foreground.shape, np.uint8)
-    chosen = kept[runs.numbers - 1]
-    spans = runs.spans[chosen]
+def _paint_kept(shape: tuple[int, ...], runs: Runs, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    mask = np.zeros(shape, np.uint8)
+    spans = runs.spans[kept[runs.numbers - 1]]
     paint(spans, np.ones(len(spans), np.uint8), mask.reshape(-1))
     return mask.view(np.bool_)
 

@@ -5,11 +5,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from numba_kernels._bits import trailing_zeros
 from numba_kernels._jit import kernel
+from numba_kernels._vector import equal_bits
 
 __all__ = ["cell_overlap", "cell_overlap_backward"]
 
-_STRIP = 16  # voxels of one cell that are treated together
+_WORD = 64  # voxels that are compared at a time
+_STRIP = 16  # voxels that are added at a time
 
 
 def cell_overlap(
@@ -94,48 +97,49 @@ def _flat(array: NDArray[Any]) -> NDArray[Any]:
 
 @kernel
 def _add_runs(probs: NDArray[Any], target: NDArray[Any], cells: NDArray[np.int32], sums: NDArray[np.float64]) -> bool:
-    """Add up each run of one cell before touching its sums: whole strips lane by lane, then the rest."""
+    """Add up each run of one cell before touching its sums."""
     lanes = np.empty((3, _STRIP))
     start = 0
     while start < cells.size:
-        cell = cells[start]
+        cell, stop = cells[start], _end_of_run(cells, start)
         if cell < 0 or cell >= sums.shape[1]:
             return False
-        i = _end_of_strips(cells, start)
-        if i > start:
-            _add_strips(probs, target, start, i, lanes)
-            for k in range(3):
-                sums[k, cell] += lanes[k].sum()
-        overlap = prob_mass = target_mass = 0.0
-        while i < cells.size and cells[i] == cell:
-            p, t = np.float64(probs[i]), np.float64(target[i])
+        rest = stop - (stop - start) % _STRIP
+        overlap, prob_mass, target_mass = _add_strips(probs, target, start, rest, lanes)
+        for k in range(np.uint64(rest), np.uint64(stop)):
+            p, t = np.float64(probs[k]), np.float64(target[k])
             overlap += p * t
             prob_mass += p
             target_mass += t
-            i += 1
         sums[0, cell] += overlap
         sums[1, cell] += prob_mass
         sums[2, cell] += target_mass
-        start = i
+        start = stop
     return True
 
 
 @kernel
-def _end_of_strips(cells: NDArray[np.int32], i: int) -> int:
-    """Go on from voxel i in whole strips as long as all their voxels belong to its cell."""
-    cell = cells[i]
-    while i + _STRIP <= cells.size:
-        differ = cell ^ cell
-        for t in range(np.uint64(i), np.uint64(i + _STRIP)):
-            differ |= cells[t] ^ cell
+def _end_of_run(cells: NDArray[np.int32], i: int) -> int:
+    """First voxel after i that belongs to another cell."""
+    while i + _WORD < cells.size:
+        differ = ~equal_bits(cells, i, i + 1)
         if differ != 0:
-            break
-        i += _STRIP
+            return i + trailing_zeros(differ) + 1
+        i += _WORD
+    i += 1
+    while i < cells.size and cells[i] == cells[i - 1]:
+        i += 1
     return i
 
 
 @kernel
-def _add_strips(probs: NDArray[Any], target: NDArray[Any], start: int, stop: int, lanes: NDArray[np.float64]) -> None:
+def _add_strips(
+    probs: NDArray[Any], target: NDArray[Any], start: int, stop: int, lanes: NDArray[np.float64]
+) -> tuple[float, float, float]:
+    """Sum up lane by lane: one sum alone would have to wait for each addition before the next."""
+    overlap = prob_mass = target_mass = 0.0
+    if start == stop:
+        return overlap, prob_mass, target_mass
     lanes[:] = 0
     for i in range(start, stop, _STRIP):
         for t in range(np.uint64(_STRIP)):
@@ -143,21 +147,22 @@ def _add_strips(probs: NDArray[Any], target: NDArray[Any], start: int, stop: int
             lanes[0, t] += p * truth
             lanes[1, t] += p
             lanes[2, t] += truth
+    for t in range(_STRIP):
+        overlap += lanes[0, t]
+        prob_mass += lanes[1, t]
+        target_mass += lanes[2, t]
+    return overlap, prob_mass, target_mass
 
 
 @kernel
 def _gather(grad: NDArray[Any], target: NDArray[Any], cells: NDArray[np.int32], out: NDArray[Any]) -> bool:
     start = 0
     while start < cells.size:
-        cell = cells[start]
+        cell, stop = cells[start], _end_of_run(cells, start)
         if cell < 0 or cell >= grad.shape[1]:
             return False
         slope, level = grad[0, cell], grad[1, cell]
-        i = _end_of_strips(cells, start)
-        for t in range(np.uint64(start), np.uint64(i)):
-            out[t] = slope * target[t] + level
-        while i < cells.size and cells[i] == cell:
-            out[i] = slope * target[i] + level
-            i += 1
-        start = i
+        for k in range(np.uint64(start), np.uint64(stop)):
+            out[k] = slope * out.dtype.type(target[k]) + level
+        start = stop
     return True
