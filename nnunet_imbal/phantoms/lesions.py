@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt, gaussian_filter
+from scipy.ndimage import distance_transform_edt
 
 from nnunet_imbal.errors import ConfigError
 from nnunet_imbal.phantoms._case import Case, generator
+from nnunet_imbal.phantoms._image import acquire, pool, smooth_noise, triple
 
 __all__ = ["Lesion", "LesionPhantom"]
 
@@ -162,7 +163,7 @@ class LesionPhantom:
         anatomy, room_mm = _head(rng, self.shape, self.spacing)
         lesions = self._place(rng, room_mm)
         image, instances = _paint(anatomy, lesions, self.spacing, self.supersampling)
-        image = _acquire(rng, image, self.noise)
+        image = acquire(rng, image, self.noise)
         truth = {
             "seed": seed,
             "axes": "Z, Y, X; mm from the centre of the first voxel",
@@ -199,18 +200,13 @@ class LesionPhantom:
             if len(places):
                 voxel = np.unravel_index(rng.choice(places), room_mm.shape)
                 centre = (np.asarray(voxel) + rng.uniform(-0.5, 0.5, 3)) * self.spacing
-                return Lesion(**{**_fields(lesion), "centre_mm": _triple(centre)})
+                return Lesion(**{**_fields(lesion), "centre_mm": triple(centre)})
             volume = self.draw_volume(rng)
         return None
 
 
 def _fields(lesion: Lesion) -> dict[str, Any]:
     return {name: getattr(lesion, name) for name in Lesion.__dataclass_fields__}
-
-
-def _triple(values: NDArray[np.float64]) -> tuple[float, float, float]:
-    z, y, x = (float(value) for value in values)
-    return z, y, x
 
 
 def _draw_lesion(rng: np.random.Generator, volume: float) -> Lesion:
@@ -222,10 +218,10 @@ def _draw_lesion(rng: np.random.Generator, volume: float) -> Lesion:
     unit_volume = 4 / 3 * math.pi * float(np.mean(_rough_radius(_sphere(), wave_tuple) ** 3)) * ratios.prod()
     return Lesion(
         centre_mm=(0.0, 0.0, 0.0),
-        semi_axes_mm=_triple(ratios * (volume / unit_volume) ** (1 / 3)),
+        semi_axes_mm=triple(ratios * (volume / unit_volume) ** (1 / 3)),
         volume_mm3=volume,
         contrast=_draw_contrast(rng, volume),
-        rotation=tuple(_triple(row) for row in _rotation(rng)),
+        rotation=tuple(triple(row) for row in _rotation(rng)),
         waves=wave_tuple,  # type: ignore[arg-type]  # five columns by construction
     )
 
@@ -264,12 +260,6 @@ def _distance_mm(
     return np.sqrt(z**2 + y**2 + x**2)
 
 
-def _smooth_noise(rng: np.random.Generator, shape: tuple[int, int, int], sigma: float) -> NDArray[np.float64]:
-    """Smooth random field with mean 0 and standard deviation 1."""
-    noise = gaussian_filter(rng.normal(size=shape), sigma, mode="wrap")
-    return (noise - noise.mean()) / noise.std()
-
-
 def _head(
     rng: np.random.Generator, shape: tuple[int, int, int], spacing: tuple[float, float, float]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -278,8 +268,8 @@ def _head(
     z, y, x = np.ix_(*[np.linspace(-1, 1, n) / s for n, s in zip(shape, scale, strict=True)])
     radius = np.sqrt(z**2 + y**2 + x**2)
     brain = radius < _BRAIN
-    white = 1 / (1 + np.exp(-4 * _smooth_noise(rng, shape, 3.0)))
-    tissue = _GREY + (_WHITE - _GREY) * white + 0.01 * _smooth_noise(rng, shape, 0.8)
+    white = 1 / (1 + np.exp(-4 * smooth_noise(rng, shape, 3.0)))
+    tissue = _GREY + (_WHITE - _GREY) * white + 0.01 * smooth_noise(rng, shape, 0.8)
     ventricles = (z / 0.3) ** 2 + (y / 0.35) ** 2 + ((np.abs(x) - 0.12) / 0.08) ** 2 < 1
     image = np.select(
         [brain & ~ventricles, brain | (radius < _BRAIN + 0.05), radius < _HEAD], [tissue, _CSF, _SKULL], _AIR
@@ -332,19 +322,7 @@ def _rasterise(
     axes = [(np.arange(b.start, b.stop)[:, None] + fine).ravel() * s for b, s in zip(box, spacing, strict=True)]
     level = lesion.level(np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1))
     core = 0.55 if lesion.diameter_mm > 10 else 0.0
-    return box, _pool(level <= 1, supersampling), _pool(level < core, supersampling)
-
-
-def _pool(fine: NDArray[np.bool_], factor: int) -> NDArray[np.float64]:
-    """Mean over blocks of ``factor`` voxels along each axis."""
-    z, y, x = (n // factor for n in fine.shape)
-    return fine.reshape(z, factor, y, factor, x, factor).mean(axis=(1, 3, 5))
-
-
-def _acquire(rng: np.random.Generator, image: NDArray[np.float64], noise: float) -> NDArray[np.float64]:
-    """Apply a smooth bias field of about 10 % and Rician noise."""
-    bias = np.exp(0.1 * _smooth_noise(rng, image.shape, min(image.shape) / 4))
-    return np.hypot(image * bias + rng.normal(0, noise, image.shape), rng.normal(0, noise, image.shape))
+    return box, pool(level <= 1, supersampling), pool(level < core, supersampling)
 
 
 def _truth(lesions: list[Lesion], instances: NDArray[np.uint16], voxel_mm3: float) -> list[dict[str, Any]]:
