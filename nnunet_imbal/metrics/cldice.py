@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from nnunet_imbal.metrics._masks import Mask, bounding_box, check_pair
+from nnunet_imbal.metrics._masks import Mask, check_pair
 from nnunet_imbal.metrics.detection import f1_score, share
 from numba_kernels import skeletonize
 
@@ -64,8 +64,6 @@ def cldice(pred: Mask, ref: Mask, *, compat: Literal["skimage-0.26"] | None = No
         `numba_kernels.skeletonize`; another thinning moves it by a voxel and the score by some hundredths.
     """
     check_pair(pred, ref)
-    box = bounding_box(pred | ref)
-    pred, ref = pred[box], ref[box]
     return ClDice(_covered(pred, ref, compat), _covered(ref, pred, compat))
 
 

@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
 from scipy.spatial import KDTree
 
-from nnunet_imbal.metrics._masks import Mask, bounding_box, check_pair, check_spacing
+from nnunet_imbal.metrics._masks import Mask, check_pair, check_spacing
 from nnunet_imbal.metrics.detection import f1_score, share
 from numba_kernels import connected_components, skeletonize
 
@@ -75,15 +75,14 @@ def junctions(mask: Mask) -> Points:
         >>> junctions(cross)
         array([[4., 4.]])
     """
-    box = bounding_box(mask != 0)
-    line = skeletonize(mask[box] != 0)
+    line = skeletonize(mask != 0)
     crossings = np.zeros_like(line)
     voxels = np.argwhere(line)
     crossings[tuple(voxels[_ways(line, voxels) >= _BRANCHES].T)] = True
     groups, count = connected_components(crossings)
     places = np.nonzero(groups)
     means = [mean(axis, groups[places], np.arange(1, count + 1)) for axis in places] if count else []
-    return np.stack(means, axis=1) + [side.start for side in box] if count else np.zeros((0, mask.ndim))
+    return np.stack(means, axis=1) if count else np.zeros((0, mask.ndim))
 
 
 def match_junctions(pred: Mask, ref: Mask, spacing: Sequence[float], tolerance_mm: float) -> JunctionMatch:

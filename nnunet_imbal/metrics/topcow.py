@@ -225,8 +225,6 @@ def topcow_scores(pred: Labels, ref: Labels, spacing: Sequence[float]) -> Topcow
     """
     _check_maps(pred, ref)
     step = check_spacing(spacing, ref.shape)
-    box = bounding_box((pred != 0) | (ref != 0))
-    pred, ref = pred[box], ref[box]
     vessels = [CowVessel(label) for label in np.union1d(pred, ref).tolist() if label]
     single = {vessel: _measure(pred == vessel, ref == vessel, step) for vessel in vessels}
     merged = _measure(pred != 0, ref != 0, step) if vessels else _Measures(0, 0, 0, 0, 0, False)
@@ -299,6 +297,7 @@ def _check_maps(pred: Labels, ref: Labels) -> None:
 
 
 def _measure(pred: Mask, ref: Mask, step: NDArray[np.float64]) -> _Measures:
+    line_score = cldice(pred, ref, compat="skimage-0.26").score  # before the cut: thinning takes one slice as 2-D
     box = bounding_box(pred | ref)
     pred, ref = pred[box], ref[box]
     common, total = int((pred & ref).sum()), int(pred.sum()) + int(ref.sum())
@@ -306,7 +305,7 @@ def _measure(pred: Mask, ref: Mask, step: NDArray[np.float64]) -> _Measures:
     return _Measures(
         dice=2 * common / total,
         iou=common / (total - common),
-        cldice=float(np.nan_to_num(cldice(pred, ref, compat="skimage-0.26").score)),
+        cldice=float(np.nan_to_num(line_score)),
         hd95_mm=_hd95(pred, ref, step) if pieces and true_pieces else _MISSING_MM,
         b0_error=abs(pieces - true_pieces),
         in_truth=true_pieces > 0,

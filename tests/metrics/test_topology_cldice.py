@@ -63,6 +63,17 @@ def test_position_and_frame_do_not_matter():
     assert cldice(*moved) == cldice(found, truth)
 
 
+def test_one_slice_of_a_volume_is_no_picture():
+    """Thinning treats a volume of one slice as 2-D, so a plate must not be cut out of its volume."""
+    plate = np.zeros((3, 7, 9), bool)
+    plate[1, 1:6, 1:8] = True
+    other = np.roll(plate, 3, axis=2)
+    result = cldice(plate, other, compat="skimage-0.26")
+    np.testing.assert_equal([result.precision, result.sensitivity], naive(plate, other))
+    flat = cldice(plate[1:2], other[1:2], compat="skimage-0.26")
+    np.testing.assert_equal([flat.precision, flat.sensitivity], naive(plate[1:2], other[1:2]))
+
+
 def test_gap_in_a_bar():
     broken = bar()
     broken[:, 4] = False
