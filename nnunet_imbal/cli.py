@@ -68,11 +68,25 @@ def evaluate(
     workers: Annotated[int, typer.Option("--workers", "-n", min=1, help="Cases measured at the same time.")] = 2,
     tolerance: Annotated[float, typer.Option(min=0, help="Tolerance of the surface Dice in mm.")] = 1.0,
     connectivity: Annotated[int, typer.Option(help="6, 18 or 26 neighbours make one lesion.")] = 26,
+    matcher: Annotated[str, typer.Option(help="greedy, hungarian or merge: who belongs to which lesion.")] = "greedy",
+    match_metric: Annotated[str, typer.Option(help="iou or dsc: what decides about a match.")] = "iou",
+    match_threshold: Annotated[float, typer.Option(min=0, max=1, help="Lowest score of a match.")] = 0.5,
+    lesion_rule: Annotated[
+        str | None,
+        typer.Option(help="Also score lesions as a challenge does: brats2023-{gli,ssa,ped,men,met}, brats-mets2026."),
+    ] = None,
 ) -> None:
     """Measure predictions: per class, per case and per lesion."""
     from nnunet_imbal.evaluation import EvaluationSettings, evaluate_folders, print_summary
 
-    settings = EvaluationSettings(tolerance_mm=tolerance, connectivity=connectivity)
+    settings = EvaluationSettings(
+        tolerance_mm=tolerance,
+        connectivity=connectivity,
+        matcher=matcher,  # type: ignore[arg-type]  # checked there, with a message for people
+        matching_metric=match_metric,  # type: ignore[arg-type]
+        matching_threshold=match_threshold,
+        lesion_rule=lesion_rule,
+    )
     result = evaluate_folders(
         prediction, reference, json, dataset_json=dataset_json, settings=settings, workers=workers
     )

@@ -13,7 +13,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import partial, reduce
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,19 @@ from rich.console import Console
 from rich.table import Table
 from scipy.ndimage import find_objects
 
+from nnunet_imbal._lesion_scores import LESION_RULES, lesionwise_entry, number, panoptic_entry
 from nnunet_imbal._progress import track
 from nnunet_imbal._version import __version__
 from nnunet_imbal.errors import ConfigError, DataError, ImbalError, LabelError
 from nnunet_imbal.io import Volume, check_same_geometry, list_label_files, read_label, write_atomically
 from nnunet_imbal.metrics import (
+    CCDice,
     Lesion,
     LesionMatch,
-    SurfaceDistances,
+    Matcher,
+    MatchingMetric,
+    cc_dice,
+    check_matching,
     dice,
     f1_score,
     match_lesions,
@@ -51,9 +56,18 @@ __all__ = [
     "read_dataset_labels",
 ]
 
-SCHEMA = "nnunet-imbal/evaluation/1"
+SCHEMA = "nnunet-imbal/evaluation/2"
 Json = dict[str, Any]
 Box = tuple[slice, ...]
+_LESION_COLUMNS = (
+    ("CC-Dice", "cc_dice"),
+    ("RQ", "panoptic.rq"),
+    ("SQ", "panoptic.sq_iou"),
+    ("PQ", "panoptic.pq"),
+    ("PQ\nDice", "panoptic.pq_dsc"),
+)
+_RULE_COLUMNS = (("LW\nDice", "lesionwise.dice"), ("LW\nHD95", "lesionwise.hd95_mm"))
+_COUNTS = ("true_positives", "false_positives", "false_negatives")
 
 
 @dataclass(frozen=True)
@@ -62,20 +76,33 @@ class EvaluationSettings:
 
     Attributes:
         tolerance_mm: Deviation of the outline in mm that the surface Dice forgives.
-        connectivity: 6, 18 or 26 neighbours make one lesion.
+        connectivity: 6, 18 or 26 neighbours make one lesion (the rules of challenges always take 26).
+        matcher: "greedy", "hungarian" or "merge", see `nnunet_imbal.metrics.panoptic_quality`.
+        matching_metric: "iou" or "dsc", which decides about a match there.
+        matching_threshold: Lowest score of a match there, included.
+        lesion_rule: Also score by the rule of a challenge: "brats2023-gli", "-ssa", "-ped", "-men", "-met" or
+            "brats-mets2026".
 
     Raises:
-        ConfigError: The tolerance is negative or not finite, or the connectivity is none of the three.
+        ConfigError: The tolerance is negative or not finite, the threshold lies outside 0..1, or a word or number is
+            none of those named.
     """
 
     tolerance_mm: float = 1.0
     connectivity: int = 26
+    matcher: Matcher = "greedy"
+    matching_metric: MatchingMetric = "iou"
+    matching_threshold: float = 0.5
+    lesion_rule: str | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.tolerance_mm) and self.tolerance_mm >= 0):
             raise ConfigError(f"tolerance {self.tolerance_mm} mm: expected a number of mm, 0 or more")
         if self.connectivity not in (6, 18, 26):
             raise ConfigError(f"connectivity {self.connectivity}: expected 6, 18 or 26 neighbours")
+        check_matching(self.matching_metric, self.matching_threshold, self.matcher)
+        if self.lesion_rule not in (None, *LESION_RULES):
+            raise ConfigError(f"lesion rule {self.lesion_rule!r}: expected one of {', '.join(LESION_RULES)}")
 
 
 @dataclass(frozen=True)
@@ -116,15 +143,16 @@ def evaluate_folders(
         out: JSON file to write, at once and at the end. Only an earlier evaluation is ever overwritten.
         dataset_json: nnU-Net's ``dataset.json``. Default: the one beside the reference folder, in it, or in the
             prediction folder; if there is none, every label value found in the files is a class of its own.
-        settings: Tolerance and connectivity.
+        settings: Tolerance, connectivity, matching of lesions, rule of a challenge.
         workers: Cases measured at the same time, each in its own process.
 
     Returns:
         What the file holds. Numbers that are not defined are None (null in the file): Dice and surface Dice if a
-        class is in neither map (0 if it is in one of them), the distance also if it is in one of them, recall
-        without lesions, precision without predicted components. Sizes are in mm³, distances in mm, indices and
-        spacings in the order Z, Y, X. Mean, median and (population) standard deviation run over the ``n`` cases
-        with a value; recall, precision and F1 of the summary count the lesions of all cases together.
+        class is in neither map (0 if it is in one of them), the distance also if it is in one of them, recall and
+        CC-Dice without lesions, precision without predicted components, panoptic quality without either. The key
+        ``lesionwise`` of a class is None without a rule. Sizes are in mm³, distances in mm, indices and spacings in
+        the order Z, Y, X. Mean, median and (population) standard deviation run over the ``n`` cases with a value;
+        recall, precision and F1 of the summary count the lesions of all cases together.
 
     Raises:
         DataError: A folder or file is missing, empty or damaged, or ``out`` is some other file.
@@ -147,6 +175,7 @@ def evaluate_folders(
         "prediction_folder": str(Path(prediction).resolve()),
         "reference_folder": str(Path(reference).resolve()),
         "classes": {name: list(values) for name, values in labels.classes.items()},
+        "ignore_label": labels.ignore,
         "cases": cases,
         "summary": summary,
         "mean_foreground_dice": _statistics([s["dice"]["mean"] for s in summary.values()])["mean"],
@@ -214,7 +243,28 @@ def print_summary(result: Json, console: Console | None = None) -> None:
         means = [_text(s[metric]["mean"]) for metric in ("dice", "surface_dice", "hd95_mm")]
         shares = [_text(s[key]) for key in ("recall", "precision", "f1", "false_positives_per_case")]
         table.add_row(name, *means, f"{s['detected']}/{s['lesions']}", *shares)
-    (console or Console()).print(table)
+    console = console or Console()
+    console.print(table, _lesion_table(result))
+
+
+def _lesion_table(result: Json) -> Table:
+    """Each lesion counts the same here, whatever its size."""
+    settings = result["settings"]
+    rule = settings["lesion_rule"]
+    title = f"Lesion by lesion; match: {settings['matcher']}, {settings['matching_metric'].upper()}"
+    title += f" {settings['matching_threshold']:g}" + (f"; LW: {rule}" if rule else "")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("class", overflow="fold")
+    columns = [*_LESION_COLUMNS, *(_RULE_COLUMNS if rule else ())]
+    for heading, _ in columns:
+        table.add_column(heading, justify="right")
+    for name, summary in result["summary"].items():
+        table.add_row(name, *(_text(_look_up(summary, path)["mean"]) for _, path in columns))
+    return table
+
+
+def _look_up(content: Json, path: str) -> Json:
+    return reduce(lambda level, key: level[key], path.split("."), content)
 
 
 # ------------------------------------------------------------------------------------------------ files and labels
@@ -345,43 +395,51 @@ def _measure_class(
     pred: NDArray[np.bool_], ref: NDArray[np.bool_], box: Box, volume: Volume, settings: EvaluationSettings
 ) -> Json:
     voxel = math.prod(volume.spacing)
-    surfaces = _surfaces(pred, ref, volume)
+    plane = _in_the_plane(pred, ref, volume)
+    surfaces = surface_distances(*plane)
     match = match_lesions(pred, ref, settings.connectivity)
-    corner = [side.start for side in box]
+    cells = cc_dice(pred, ref, volume.spacing, settings.connectivity)
+    matching = (settings.matching_metric, settings.matching_threshold, settings.matcher, settings.connectivity)
     return {
-        "dice": _number(dice(pred, ref)),
-        "surface_dice": _number(surfaces.dice(settings.tolerance_mm)),
-        "hd95_mm": _number(surfaces.hausdorff(95)),
+        "dice": number(dice(pred, ref)),
+        "surface_dice": number(surfaces.dice(settings.tolerance_mm)),
+        "hd95_mm": number(surfaces.hausdorff(95)),
+        "cc_dice": number(cells.mean()),
         "volume_reference_mm3": int(ref.sum()) * voxel,
         "volume_prediction_mm3": int(pred.sum()) * voxel,
-        **_describe_match(match, corner, voxel),
+        **_describe_match(match, cells, [side.start for side in box], voxel),
+        "panoptic": panoptic_entry(pred, ref, *matching),
+        "lesionwise": lesionwise_entry(*plane, settings.lesion_rule) if settings.lesion_rule else None,
     }
 
 
-def _surfaces(pred: NDArray[np.bool_], ref: NDArray[np.bool_], volume: Volume) -> SurfaceDistances:
+def _in_the_plane(
+    pred: NDArray[np.bool_], ref: NDArray[np.bool_], volume: Volume
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], tuple[float, ...]]:
     """A single slice is measured as a picture; as a volume it would consist of border only."""
-    if volume.array.shape[0] == 1:
-        flat = pred.reshape(pred.shape[-2:]) if pred.size else np.zeros((0, 0), bool)
-        return surface_distances(flat, ref.reshape(flat.shape), volume.spacing[1:])
-    return surface_distances(pred, ref, volume.spacing)
+    if volume.array.shape[0] > 1:
+        return pred, ref, volume.spacing
+    flat = pred.reshape(pred.shape[-2:]) if pred.size else np.zeros((0, 0), bool)
+    return flat, ref.reshape(flat.shape), volume.spacing[1:]
 
 
-def _describe_match(match: LesionMatch, corner: list[int], voxel: float) -> Json:
+def _describe_match(match: LesionMatch, cells: CCDice, corner: list[int], voxel: float) -> Json:
     return {
         "lesions": [
             {
                 **_describe_lesion(lesion, corner, voxel),
                 "overlap_voxels": lesion.overlap_voxels,
                 "detected": lesion.detected,
+                "cc_dice": float(score),
             }
-            for lesion in match.reference
+            for lesion, score in zip(match.reference, cells.components, strict=True)
         ],
         "predicted_components": len(match.prediction),
         "false_positives": [_describe_lesion(lesion, corner, voxel) for lesion in match.false_positives],
         "false_positive_count": len(match.false_positives),
-        "recall": _number(match.recall),
-        "precision": _number(match.precision),
-        "f1": _number(match.f1),
+        "recall": number(match.recall),
+        "precision": number(match.precision),
+        "f1": number(match.f1),
     }
 
 
@@ -403,17 +461,29 @@ def _summarise(cases: list[Json]) -> Json:
     predicted = sum(case["predicted_components"] for case in cases)
     false_positives = sum(case["false_positive_count"] for case in cases)
     recall, precision = share(detected, len(lesions)), share(predicted - false_positives, predicted)
+    metrics = ("dice", "surface_dice", "hd95_mm", "cc_dice")
     return {
-        **{metric: _statistics([case[metric] for case in cases]) for metric in ("dice", "surface_dice", "hd95_mm")},
+        **{metric: _statistics([case[metric] for case in cases]) for metric in metrics},
+        "cc_dice_of_lesions": _statistics([lesion["cc_dice"] for lesion in lesions]),
         "lesions": len(lesions),
         "detected": detected,
         "predicted_components": predicted,
-        "recall": _number(recall),
-        "precision": _number(precision),
-        "f1": _number(f1_score(recall, precision)),
+        "recall": number(recall),
+        "precision": number(precision),
+        "f1": number(f1_score(recall, precision)),
         "false_positives_per_case": false_positives / len(cases),
         "recall_by_size": _size_table(lesions),
+        "panoptic": _summarise_scores([case["panoptic"] for case in cases]),
+        "lesionwise": _summarise_scores([case["lesionwise"] for case in cases if case["lesionwise"]]),
     }
+
+
+def _summarise_scores(entries: list[Json]) -> Json | None:
+    """Sums of counts and statistics of scores; None if nothing was scored."""
+    if not entries:
+        return None
+    columns = {key: [entry[key] for entry in entries] for key in entries[0]}
+    return {key: sum(values) if key in _COUNTS else _statistics(values) for key, values in columns.items()}
 
 
 def _size_table(lesions: list[Json]) -> list[Json]:
@@ -434,11 +504,6 @@ def _statistics(values: Iterable[float | None]) -> Json:
         "std": float(np.std(known)),
         "n": len(known),
     }
-
-
-def _number(value: float) -> float | None:
-    """JSON knows neither nan nor infinity."""
-    return value if math.isfinite(value) else None
 
 
 def _text(value: float | None) -> str:

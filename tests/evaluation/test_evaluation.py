@@ -60,6 +60,7 @@ def test_golden_row(folders):
         "centroid": [0, 0, 2.5],
         "overlap_voxels": 3,
         "detected": True,
+        "cc_dice": 0.75,
     }
     assert found["false_positives"] == [{"id": 2, "volume_mm3": 3, "voxels": 1, "centroid": [0, 0, 6]}]
     assert found["false_positive_count"] == 1
@@ -74,8 +75,15 @@ def test_file_holds_what_is_returned(folders):
     predicted, reference, out = folders({"a": FOUND, "b": _row([1])}, {"b": _row([]), "a": TRUTH})
     result = evaluate_folders(predicted, reference, out)
     assert load_evaluation(out) == result
-    assert result["schema"] == "nnunet-imbal/evaluation/1"
-    assert result["settings"] == {"tolerance_mm": 1.0, "connectivity": 26}
+    assert result["schema"] == "nnunet-imbal/evaluation/2"
+    assert result["settings"] == {
+        "tolerance_mm": 1.0,
+        "connectivity": 26,
+        "matcher": "greedy",
+        "matching_metric": "iou",
+        "matching_threshold": 0.5,
+        "lesion_rule": None,
+    }
     assert result["prediction_folder"] == str(predicted.resolve())
     assert [case["case"] for case in result["cases"]] == ["a", "b"]
     assert list(out.parent.iterdir()) == [out]
@@ -95,6 +103,53 @@ def test_values_agree_with_the_metrics(folders, rng):
     assert found["lesions"][0]["centroid"] == [4, 4, 4.5]
 
 
+def test_golden_row_lesion_by_lesion(folders):
+    predicted, reference, out = folders({"a": FOUND}, {"a": TRUTH}, {"background": 0, "lesion": 1})
+    result = evaluate_folders(predicted, reference, out)
+    found, total = result["cases"][0]["classes"]["lesion"], result["summary"]["lesion"]
+    assert [lesion["cc_dice"] for lesion in found["lesions"]] == [0.75, 0, 0.5]
+    assert (
+        found["cc_dice"] == total["cc_dice"]["mean"] == total["cc_dice_of_lesions"]["mean"] == pytest.approx(1.25 / 3)
+    )
+    assert found["panoptic"] == {
+        "true_positives": 1,
+        "false_positives": 2,
+        "false_negatives": 2,
+        "rq": 1 / 3,
+        "sq_iou": 0.75,
+        "sq_dsc": 6 / 7,
+        "pq": 0.25,
+        "pq_dsc": pytest.approx(2 / 7),
+    }
+    assert (total["panoptic"]["true_positives"], total["panoptic"]["pq"]["mean"]) == (1, 0.25)
+    assert found["lesionwise"] is total["lesionwise"] is None
+
+
+@pytest.mark.parametrize(
+    ("rule", "dice_of_row"), [("brats2023-met", (6 / 7 + 0.4) / 3), ("brats2023-gli", 1.0), ("brats-mets2026", None)]
+)
+def test_rules_of_challenges(folders, rule, dice_of_row):
+    big = np.zeros((10, 10, 16), np.uint8)
+    big[:3, :3, :3] = 1
+    arrays = {"a": np.pad(_row([1, 2, 3, 6, 13, 14]), ((0, 9), (0, 9), (0, 0))), "b": big}
+    truths = {"a": np.pad(TRUTH, ((0, 9), (0, 9), (0, 0))), "b": big}
+    predicted, reference, out = folders(arrays, truths)
+    result = evaluate_folders(predicted, reference, out, settings=EvaluationSettings(lesion_rule=rule))
+    a, b = (case["classes"]["1"]["lesionwise"] for case in result["cases"])
+    assert a["dice"] == (dice_of_row if dice_of_row is None else pytest.approx(dice_of_row))
+    assert b["dice"] == 1
+    known = [entry["dice"] for entry in (a, b) if entry["dice"] is not None]
+    assert result["summary"]["1"]["lesionwise"]["dice"]["mean"] == pytest.approx(np.mean(known))
+    assert result["summary"]["1"]["lesionwise"]["false_positives"] == a["false_positives"]
+
+
+def test_matching_can_be_chosen(folders):
+    predicted, reference, out = folders({"a": FOUND}, {"a": TRUTH})
+    settings = EvaluationSettings(matching_metric="dsc", matcher="hungarian")
+    quality = evaluate_folders(predicted, reference, out, settings=settings)["cases"][0]["classes"]["1"]["panoptic"]
+    assert (quality["true_positives"], quality["pq"]) == (2, pytest.approx(0.361111, abs=1e-6))
+
+
 def test_undefined_numbers_are_null(folders):
     predicted, reference, out = folders(
         {"a": _row([]), "b": _row([1]), "c": _row([])},
@@ -103,10 +158,11 @@ def test_undefined_numbers_are_null(folders):
     )
     result = evaluate_folders(predicted, reference, out)
     a, b, c = (case["classes"]["lesion"] for case in result["cases"])
-    keys = ("dice", "surface_dice", "hd95_mm", "recall", "precision", "f1")
-    assert [a[key] for key in keys] == [None] * 6
-    assert [b[key] for key in keys] == [0, 0, None, None, 0, 0]
-    assert [c[key] for key in keys] == [0, 0, None, 0, None, 0]
+    keys = ("dice", "surface_dice", "hd95_mm", "recall", "precision", "f1", "cc_dice")
+    assert [a[key] for key in keys] == [None] * 7
+    assert [b[key] for key in keys] == [0, 0, None, None, 0, 0, None]
+    assert [c[key] for key in keys] == [0, 0, None, 0, None, 0, 0]
+    assert [case["panoptic"]["pq"] for case in (a, b, c)] == [None, 0, 0]
     assert result["summary"]["lesion"]["dice"]["n"] == 2
     never = result["summary"]["never"]
     assert never["dice"] == {"mean": None, "median": None, "std": None, "n": 0}
@@ -134,6 +190,7 @@ def test_ignored_voxels_count_nowhere(folders):
     result = evaluate_folders(predicted, reference, out)
     found = result["cases"][0]["classes"]["lesion"]
     assert list(result["classes"]) == ["lesion", "other"]
+    assert result["ignore_label"] == 3
     assert found["dice"] == 4 / 5  # {4, 12} against {4, 5, 12}
     assert found["false_positive_count"] == 0  # 9 lies in the ignored part
     assert (found["volume_prediction_mm3"], found["volume_reference_mm3"]) == (2, 3)
@@ -263,22 +320,36 @@ def test_odd_dataset_json(tmp_path, content, error, message):
 def test_load_refuses_other_files(tmp_path):
     path = tmp_path / "summary.json"
     path.write_text('{"foreground_mean": 1}')
-    with pytest.raises(DataError, match="has the schema None, expected 'nnunet-imbal/evaluation/1'"):
+    with pytest.raises(DataError, match="has the schema None, expected 'nnunet-imbal/evaluation/2'"):
         load_evaluation(path)
     with pytest.raises(DataError, match="cannot be read"):
         load_evaluation(tmp_path / "nothing.json")
 
 
-@pytest.mark.parametrize("wrong", [{"tolerance_mm": -1.0}, {"tolerance_mm": float("nan")}, {"connectivity": 8}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tolerance_mm": -1.0},
+        {"tolerance_mm": float("nan")},
+        {"connectivity": 8},
+        {"matcher": "best"},
+        {"matching_metric": "nsd"},
+        {"matching_threshold": 2},
+        {"lesion_rule": "brats2024"},
+    ],
+)
 def test_settings_are_checked(wrong):
-    with pytest.raises(ConfigError, match="expected"):
+    with pytest.raises(ConfigError, match=r"expected|must be one of"):
         EvaluationSettings(**wrong)
 
 
 def test_summary_table(folders, capsys):
     predicted, reference, out = folders({"a": FOUND}, {"a": TRUTH}, {"background": 0, "lesion": 1, "never": 2})
-    print_summary(evaluate_folders(predicted, reference, out), Console(width=80))
+    settings = EvaluationSettings(lesion_rule="brats-mets2026")
+    print_summary(evaluate_folders(predicted, reference, out, settings=settings), Console(width=80))
     printed = capsys.readouterr().out
+    assert "match: greedy, IOU 0.5" in printed
+    assert "0.417" in printed  # CC-Dice
     assert "1 cases, mean foreground Dice 0.615" in printed
     assert "2/3" in printed
     assert "never" in printed

@@ -295,7 +295,7 @@ def test_missing_evaluation(out, tmp_path):
 
 
 def test_other_schema(two_lesions, out):
-    with pytest.raises(DataError, match="expected 'nnunet-imbal/evaluation/1'"):
+    with pytest.raises(DataError, match="expected 'nnunet-imbal/evaluation/2'"):
         write_report(two_lesions.change(lambda content: content.update(schema="other/2")), out)
 
 
