@@ -16,7 +16,14 @@ import numba_kernels
 from numba_kernels import cuda as kernels
 from numba_kernels.cuda.device import THREADS
 
-__all__ = ["TorchDevice", "cell_overlap", "cell_overlap_backward", "component_cells", "component_labels", "find_obstacle"]
+__all__ = [
+    "TorchDevice",
+    "cell_overlap",
+    "cell_overlap_backward",
+    "component_cells",
+    "component_labels",
+    "find_obstacle",
+]
 
 _MOST_ITEMS = 65535  # largest second dimension of a grid
 _LEAST_BLOCKS = 128  # with fewer blocks numba warns of an idle GPU, and blocks without work cost nothing
@@ -48,11 +55,11 @@ class TorchDevice:
         """Add up, each element included."""
         return counts.cumsum(0, dtype=torch.int32)
 
-    def launch(self, kernel: Any, blocks: int | tuple[int, int], *arguments: Any) -> None:
+    def launch(self, kernel: Any, blocks: int | tuple[int, int], *arguments: Any, threads: int = THREADS) -> None:
         """Queue a kernel in torch's stream."""
         across, items = blocks if isinstance(blocks, tuple) else (blocks, 1)
         grid = max(across, -(-_LEAST_BLOCKS // items)), min(items, _MOST_ITEMS)
-        kernel[grid, THREADS, self.stream](*(_share(argument) for argument in arguments))
+        kernel[grid, threads, self.stream](*(_share(argument) for argument in arguments))
 
 
 def component_labels(mask: Tensor, connectivity: int) -> Tensor:

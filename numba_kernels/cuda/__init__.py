@@ -9,7 +9,11 @@ from numba_kernels.cuda.component_sums import cell_overlap, cell_overlap_backwar
 from numba_kernels.cuda.connected_components import connected_components
 from numba_kernels.cuda.contacts import class_contacts
 from numba_kernels.cuda.device import Device, NumpyDevice
+from numba_kernels.cuda.distance import distance
+from numba_kernels.cuda.local_thickness import local_thickness
 from numba_kernels.cuda.nearest_component import nearest_component
+from numba_kernels.cuda.skeleton import skeletonize, tube
+from numba_kernels.cuda.soft_skeleton import soft_skeleton, soft_skeleton_backward
 
 __all__ = [
     "Device",
@@ -18,5 +22,11 @@ __all__ = [
     "cell_overlap_backward",
     "class_contacts",
     "connected_components",
+    "distance",
+    "local_thickness",
     "nearest_component",
+    "skeletonize",
+    "soft_skeleton",
+    "soft_skeleton_backward",
+    "tube",
 ]

@@ -25,8 +25,8 @@ class Device(Protocol):
     def cumulate(self, counts: Any) -> Any:
         """Add up the int32 line ``counts``, each element included: int32 of the same length."""
 
-    def launch(self, kernel: Any, blocks: int | tuple[int, int], *arguments: Any) -> None:
-        """Start a kernel with about ``blocks`` blocks, one at least. Any number gives the same answer."""
+    def launch(self, kernel: Any, blocks: int | tuple[int, int], *arguments: Any, threads: int = THREADS) -> None:
+        """Start a kernel with about so many blocks, one at least. Any numbers give the same answer."""
 
 
 class NumpyDevice:
@@ -52,7 +52,7 @@ class NumpyDevice:
         """Add up, each element included."""
         return np.cumsum(counts, dtype=np.int32)
 
-    def launch(self, kernel: Any, blocks: int | tuple[int, int], *arguments: Any) -> None:
+    def launch(self, kernel: Any, blocks: int | tuple[int, int], *arguments: Any, threads: int = THREADS) -> None:
         """Run a kernel in a few simulated blocks and wait for it."""
         wanted = blocks if isinstance(blocks, tuple) else (blocks,)
-        kernel[tuple(min(number, self.blocks) for number in wanted), self.threads](*arguments)
+        kernel[tuple(min(number, self.blocks) for number in wanted), min(threads, self.threads)](*arguments)

@@ -1,24 +1,30 @@
 """Which component is nearest to each voxel, on the GPU: one thread follows one line of voxels."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numba import cuda
 
+from numba_kernels.cuda._batches import in_parts
 from numba_kernels.cuda._jit import inlined, kernel
 from numba_kernels.cuda.device import THREADS, Device
-from numba_kernels.nearest_component import _check_spacing, _choose_scale
+from numba_kernels.nearest_component import _check_max_distance, _check_spacing, _choose_scale, _in_units
 
 __all__ = ["nearest_component"]
 
-_SCRATCH = 2**28  # bytes of memory in use beside input and result
-_SCRATCH_PER_VOXEL = 2 * 8 + 3 * 4
+_SCRATCH_PER_VOXEL = 2 * 8 + 4 * 4
 
 
 def nearest_component(
-    device: Device, labels: Any, spacing: Sequence[float] | None = None, *, return_distance: bool = False
+    device: Device,
+    labels: Any,
+    spacing: Sequence[float] | None = None,
+    *,
+    return_distance: bool = False,
+    return_index: bool = False,
+    max_distance: float | None = None,
 ) -> Any:
     """Give each voxel the label of the nearest labelled voxel, as :func:`numba_kernels.nearest_component` does.
 
@@ -26,66 +32,78 @@ def nearest_component(
 
     Args:
         device: Where the arrays live.
-        labels: int32 label maps ``(N, Y, X)`` or ``(N, Z, Y, X)``, contiguous and not empty; 0 = no label.
+        labels: Label maps ``(N, Y, X)`` or ``(N, Z, Y, X)``, integer within int32, contiguous and not empty; 0 = no
+            label.
         spacing: Voxel size in mm along each axis of a map. Default: 1 mm.
         return_distance: Also return the distance to that labelled voxel.
+        return_index: Also return the position of that labelled voxel.
+        max_distance: Voxels farther than this many mm from every label belong to no cell. Default: no limit.
 
     Returns:
-        Cells, int32 of the same shape; with ``return_distance`` also the distance in mm, float32 in [0, inf).
-        In a map without any label all cells are 0 and all distances infinite. Besides, up to 28 bytes per voxel are in
-        use meanwhile, for as many maps at once as fit into 256 MiB, but for one at least.
+        Cells, int32 of the same shape. With ``return_distance`` also the distance in mm, float32 in [0, inf). With
+        ``return_index`` also the index of the nearest labelled voxel in its map, int64, counted in C order. Where there
+        is no cell - no label at all, or none within ``max_distance`` - these are 0, inf and -1. Besides, up to 32 bytes
+        per voxel are in use meanwhile, for as many maps at once as fit into 256 MiB, but for one at least.
 
     Raises:
-        ValueError: ``spacing`` is not one positive finite number per axis.
+        ValueError: ``spacing`` is not one positive finite number per axis, or ``max_distance`` is negative or NaN.
 
     Source:
         Lower envelope of parabolas, one axis after the other: Felzenszwalb and Huttenlocher, "Distance transforms
         of sampled functions", Theory of Computing 8 (2012), https://doi.org/10.4086/toc.2012.v008a019.
     """
     shape = tuple(labels.shape)
-    steps, missing = _check_spacing(spacing, len(shape) - 1), 4 - len(shape)
+    steps, limit = _check_spacing(spacing, len(shape) - 1), _check_max_distance(max_distance)
+    missing = 4 - len(shape)
     scale = _choose_scale(np.append(np.full(missing, steps.min()), steps), (1,) * missing + shape[1:])
-    weights = scale.weights[missing:]
+    farthest = min(_in_units(limit, scale), float(np.nextafter(float(scale.far), 0)))
     cells = device.empty(shape, "int32")
     distance = device.empty(shape, "float32") if return_distance else None
-    for part in _parts(shape):
-        squared = _transform(device, labels[part], cells[part], weights, scale.far)
+    index = device.empty(shape, "int64") if return_index else None
+    for part in in_parts(shape, _SCRATCH_PER_VOXEL):
+        found = cells[part] if index is None else device.empty(tuple(cells[part].shape), "int32")
+        squared = _transform(device, labels[part], found, scale.weights[missing:], scale.far, farthest, index is None)
+        lines = [array.reshape((found.shape[0], -1)) for array in (squared, found, labels[part], cells[part])]
+        grid = -(-lines[0].shape[1] // THREADS), found.shape[0]
+        if index is not None:
+            device.launch(_look_up, grid, *lines, index[part].reshape(tuple(lines[0].shape)), farthest)
+        elif max_distance is not None:
+            device.launch(_forget, grid, *lines[:2], farthest)
         if distance is not None:
-            blocks = -(-math.prod(squared.shape) // THREADS)
-            arrays = squared.reshape(-1), distance[part].reshape(-1)
-            device.launch(_measure, blocks, *arrays, scale.unit, int(scale.far))
-    return cells if distance is None else (cells, distance)
+            device.launch(_measure, grid, lines[0], distance[part].reshape(tuple(lines[0].shape)), scale.unit, farthest)
+    results = tuple(array for array in (cells, distance, index) if array is not None)
+    return results if len(results) > 1 else cells
 
 
-def _parts(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Slices of items whose scratch memory stays within bounds."""
-    count = max(1, _SCRATCH // (_SCRATCH_PER_VOXEL * math.prod(shape[1:])))
-    return (slice(first, first + count) for first in range(0, shape[0], count))
-
-
-def _transform(device: Device, labels: Any, cells: Any, weights: list[int], far: Any) -> Any:
-    """Fill ``cells`` and return the squared distances, whole numbers of the type of ``far``."""
+def _transform(
+    device: Device, labels: Any, found: Any, weights: list[int], far: Any, farthest: float, by_label: bool
+) -> Any:
+    """Fill ``found`` with labels or indices; return the squared distances, whole numbers of the type of ``far``."""
     shape = tuple(labels.shape)
     squared, new_squared = device.empty(shape, far.dtype.name), device.empty(shape, far.dtype.name)
-    names, new_names = cells, device.empty(shape, "int32")
+    names, new_names = found, device.empty(shape, "int32")
     if len(weights) == 2:  # an odd number of exchanges below
         names, new_names = new_names, names
     sites, firsts = device.empty(shape, "int32"), device.empty(shape, "int32")
-    rows = [array.reshape(-1, shape[-1]) for array in (labels, squared, names)]
-    device.launch(_sweep_rows, -(-rows[0].shape[0] // THREADS), *rows, weights[-1], int(far))
+    rows = [array.reshape((-1, shape[-1])) for array in (labels, squared, names)]
+    rows_of_map = 0 if by_label else math.prod(shape[1:-1])
+    device.launch(_sweep_rows, -(-rows[0].shape[0] // THREADS), *rows, weights[-1], int(far), rows_of_map)
     for axis in range(len(shape) - 2, 0, -1):
         lines = (-1, shape[axis], math.prod(shape[axis + 1 :]))
         views = [array.reshape(lines) for array in (squared, names, new_squared, new_names, sites, firsts)]
         blocks = -(-math.prod(shape) // (shape[axis] * THREADS))
-        device.launch(_sweep, blocks, *views, weights[axis - 1], int(far))
+        device.launch(_sweep, blocks, *views, weights[axis - 1], int(far), farthest)
         squared, new_squared = new_squared, squared
         names, new_names = new_names, names
     return squared
 
 
 @kernel
-def _sweep_rows(labels: Any, squared: Any, names: Any, weight: int, far: int) -> None:
-    """Let nearness spread along the rows, from the left and then from the right."""
+def _sweep_rows(labels: Any, squared: Any, names: Any, weight: int, far: int, rows_of_map: int) -> None:
+    """Let nearness spread along the rows, from the left and then from the right.
+
+    Voxels are named by their label or, if there is a number of rows of a map, by their index in it.
+    """
     rows, width = labels.shape
     for row in range(cuda.grid(1), rows, cuda.gridsize(1)):
         site = -1
@@ -102,33 +120,43 @@ def _sweep_rows(labels: Any, squared: Any, names: Any, weight: int, far: int) ->
                 site = after
             step = np.int64(x - site)
             squared[row, x] = weight * step * step if site >= 0 else far
-            names[row, x] = labels[row, site] if site >= 0 else 0
+            name = labels[row, site] if rows_of_map == 0 else row % rows_of_map * width + site
+            names[row, x] = name if site >= 0 else 0
 
 
 @kernel
 def _sweep(
-    squared: Any, names: Any, new_squared: Any, new_names: Any, sites: Any, firsts: Any, weight: int, far: int
+    squared: Any,
+    names: Any,
+    new_squared: Any,
+    new_names: Any,
+    sites: Any,
+    firsts: Any,
+    weight: int,
+    far: int,
+    farthest: float,
 ) -> None:
     """Let nearness spread along the middle axis of (before, n, after)."""
     before, _, after = squared.shape
     for line in range(cuda.grid(1), before * after, cuda.gridsize(1)):
         a = line // after
         b = line - a * after
-        count = _envelope(squared[a, :, b], weight, far, sites[a, :, b], firsts[a, :, b])
+        count = _envelope(squared[a, :, b], weight, farthest, sites[a, :, b], firsts[a, :, b])
         _spread(squared[a, :, b], new_squared[a, :, b], weight, far, sites[a, :, b], firsts[a, :, b], count)
         _name(names[a, :, b], new_names[a, :, b], sites[a, :, b], firsts[a, :, b], count)
 
 
 @inlined
-def _envelope(line: Any, weight: int, far: int, sites: Any, firsts: Any) -> int:
+def _envelope(line: Any, weight: int, farthest: float, sites: Any, firsts: Any) -> int:
     """Find the parabolas ``line[q] + weight * (i - q)**2`` that are lowest somewhere.
 
-    The k-th of them, at ``sites[k]``, is lowest from voxel ``firsts[k]`` on, up to where the next one is.
+    The k-th of them, at ``sites[k]``, is lowest from voxel ``firsts[k]`` on, up to where the next one is. What is too
+    far away already is left out, for it only gets farther.
     """
     n = line.size
     count = 0
     for q in range(n):
-        if line[q] != far:
+        if np.float64(line[q]) <= farthest:
             first = 0
             while count > 0:
                 first = _overtakes(line, weight, sites[count - 1], q)
@@ -175,6 +203,32 @@ def _name(names: Any, new_names: Any, sites: Any, firsts: Any, count: int) -> No
 
 
 @kernel
-def _measure(squared: Any, distance: Any, unit: float, far: int) -> None:
-    for i in range(cuda.grid(1), squared.size, cuda.gridsize(1)):
-        distance[i] = math.sqrt(unit * squared[i]) if squared[i] != far else math.inf
+def _look_up(squared: Any, found: Any, labels: Any, cells: Any, index: Any, farthest: float) -> None:
+    """Turn indices into cells, and forget what is too far away."""
+    items, voxels = squared.shape
+    for item in range(cuda.blockIdx.y, items, cuda.gridDim.y):
+        start = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+        for i in range(start, voxels, cuda.gridDim.x * cuda.blockDim.x):
+            within = np.float64(squared[item, i]) <= farthest
+            index[item, i] = found[item, i] if within else -1
+            cells[item, i] = labels[item, found[item, i]] if within else 0
+
+
+@kernel
+def _forget(squared: Any, cells: Any, farthest: float) -> None:
+    items, voxels = squared.shape
+    for item in range(cuda.blockIdx.y, items, cuda.gridDim.y):
+        start = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+        for i in range(start, voxels, cuda.gridDim.x * cuda.blockDim.x):
+            if np.float64(squared[item, i]) > farthest:
+                cells[item, i] = 0
+
+
+@kernel
+def _measure(squared: Any, distance: Any, unit: float, farthest: float) -> None:
+    items, voxels = squared.shape
+    for item in range(cuda.blockIdx.y, items, cuda.gridDim.y):
+        start = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+        for i in range(start, voxels, cuda.gridDim.x * cuda.blockDim.x):
+            within = np.float64(squared[item, i]) <= farthest
+            distance[item, i] = math.sqrt(squared[item, i] * unit) if within else math.inf

@@ -90,11 +90,31 @@ def test_nearest_component_in_two_dimensions(shape):
 
 def test_nearest_component_works_in_parts(monkeypatch):
     labels = volumes((3, 4, 5)).astype(np.int32)
-    module = importlib.import_module("numba_kernels.cuda.nearest_component")
-    expected = gpu.nearest_component(gpu.NumpyDevice(), labels)
-    monkeypatch.setattr(module, "_SCRATCH", 3 * 60 * module._SCRATCH_PER_VOXEL)
-    assert len(list(module._parts(labels.shape))) == 3
-    np.testing.assert_array_equal(gpu.nearest_component(gpu.NumpyDevice(), labels), expected)
+    batches = importlib.import_module("numba_kernels.cuda._batches")
+    expected = gpu.nearest_component(gpu.NumpyDevice(), labels, return_distance=True)
+    monkeypatch.setattr(batches, "_SCRATCH", 3 * 60 * 32)
+    assert len(list(batches.in_parts(labels.shape, 32))) == 3
+    np.testing.assert_equal(gpu.nearest_component(gpu.NumpyDevice(), labels, return_distance=True), expected)
+
+
+@pytest.mark.parametrize("spacing", [None, (2.7, 0.71, 3**0.5)], ids=["short keys", "long keys"])
+@pytest.mark.parametrize("max_distance", [None, 0.0, 1.5])
+def test_nearest_voxel_and_limit_equal_cpu(spacing, max_distance):
+    labels = volumes((3, 4, 5), classes=3).astype(np.int32)
+    wanted = {"return_distance": True, "return_index": True, "max_distance": max_distance}
+    results = gpu.nearest_component(AnotherGrid(), labels, spacing, **wanted)
+    for item in range(len(labels)):
+        for found, expected in zip(results, cpu.nearest_component(labels[item], spacing, **wanted), strict=True):
+            assert found.dtype == expected.dtype
+            np.testing.assert_array_equal(found[item], expected)
+    cells = gpu.nearest_component(AnotherGrid(), labels, spacing, max_distance=max_distance)
+    np.testing.assert_array_equal(cells, results[0])
+
+
+@pytest.mark.parametrize("limit", [-1, float("nan")])
+def test_bad_limit_is_refused(limit):
+    with pytest.raises(ValueError, match="max_distance must be"):
+        gpu.nearest_component(gpu.NumpyDevice(), np.ones((1, 2, 2), np.int32), max_distance=limit)
 
 
 def test_bad_spacing_is_refused():

@@ -8,8 +8,9 @@ from numba import config, cuda, types
 
 INT, LONG, FLOAT, DOUBLE, BYTE = types.int32, types.int64, types.float32, types.float64, types.uint8
 LINE = slice(None, None, 1)
-ROWS, VOLUME = (slice(None), LINE), (slice(None), slice(None), LINE)
+ROWS, VOLUME, BATCH = (slice(None), LINE), (slice(None),) * 2 + (LINE,), (slice(None),) * 3 + (LINE,)
 INTEGERS = (BYTE, INT, LONG, types.boolean)
+KEYS = (INT, LONG)
 FLOATS = ((FLOAT, BYTE), (FLOAT, FLOAT), (DOUBLE, BYTE), (DOUBLE, DOUBLE))
 
 KERNELS = {
@@ -21,17 +22,42 @@ KERNELS = {
     },
     "contacts": {"_count": [(labels[VOLUME], LONG, LONG, LONG[VOLUME]) for labels in (BYTE, INT, LONG)]},
     "nearest_component": {
-        "_sweep_rows": [(INT[ROWS], keys[ROWS], INT[ROWS], LONG, LONG) for keys in (INT, LONG)],
-        "_sweep": [(*(keys[VOLUME], INT[VOLUME]) * 2, INT[VOLUME], INT[VOLUME], LONG, LONG) for keys in (INT, LONG)],
-        "_measure": [(keys[LINE], FLOAT[LINE], DOUBLE, LONG) for keys in (INT, LONG)],
+        "_sweep_rows": [(labels[ROWS], keys[ROWS], INT[ROWS], *(LONG,) * 3) for labels in INTEGERS for keys in KEYS],
+        "_sweep": [(*(keys[VOLUME], INT[VOLUME]) * 2, INT[VOLUME], INT[VOLUME], LONG, LONG, DOUBLE) for keys in KEYS],
+        "_look_up": [
+            (keys[ROWS], INT[ROWS], labels[ROWS], INT[ROWS], LONG[ROWS], DOUBLE) for labels in INTEGERS for keys in KEYS
+        ],
+        "_forget": [(keys[ROWS], INT[ROWS], DOUBLE) for keys in KEYS],
+        "_measure": [(keys[ROWS], FLOAT[ROWS], DOUBLE, DOUBLE) for keys in KEYS],
+    },
+    "distance": {
+        "_invert": [(masks[LINE], BYTE[LINE]) for masks in INTEGERS],
+        "_subtract": [(FLOAT[LINE], FLOAT[LINE])],
+    },
+    "local_thickness": {
+        "_find_deepest": [(FLOAT[BATCH], FLOAT[VOLUME], FLOAT[LINE])],
+        "_find_thickest": [(FLOAT[BATCH], FLOAT[VOLUME], FLOAT[LINE], *(DOUBLE,) * 3, FLOAT[BATCH])],
+    },
+    "skeleton": {
+        "_list_border": [(labels[BATCH], labels[BATCH], INT[ROWS], INT[LINE]) for labels in INTEGERS],
+        "_thin": [(labels[BATCH], INT[ROWS], INT[LINE], INT[ROWS], LONG[ROWS]) for labels in INTEGERS],
+        "_fatten": [(labels[BATCH], LONG, types.boolean[BATCH]) for labels in INTEGERS],
+    },
+    "soft_skeleton": {
+        "_erode": [(FLOAT[BATCH],) * 2],
+        "_add_ridges": [(*(FLOAT[BATCH],) * 4, LONG[LINE], LONG)],
+        "_ridge_back": [(*(FLOAT[BATCH],) * 5, LONG[LINE], LONG, FLOAT[BATCH], *(BYTE[BATCH],) * 2)],
+        "_dilate_back": [(FLOAT[BATCH], BYTE[BATCH], FLOAT[BATCH])],
+        "_erode_back": [(FLOAT[BATCH], BYTE[BATCH], FLOAT[BATCH])],
     },
     "component_sums": {
         "_add": [(probs[ROWS], target[ROWS], INT[ROWS], DOUBLE[VOLUME]) for probs, target in FLOATS],
         "_gather": [(grad[VOLUME], target[ROWS], INT[ROWS], grad[ROWS]) for grad, target in FLOATS],
     },
 }
+ATOMIC = ("_unite", "_count", "_add", "_find_deepest", "_list_border", "_thin")
 CASES = [(module, name) for module, names in KERNELS.items() for name in names]
-CAPABILITIES = [(8, 0), *(pytest.param(other, marks=pytest.mark.slow) for other in ((7, 5), (9, 0), (10, 0)))]
+CAPABILITIES = [(7, 5), (8, 0), (9, 0), (10, 0)]
 
 pytestmark = pytest.mark.skipif(config.ENABLE_CUDASIM, reason="the simulator compiles nothing")
 
@@ -61,13 +87,23 @@ def test_every_kernel_is_listed(module):
     assert kernels == set(KERNELS[module])
 
 
+@pytest.mark.parametrize(("module", "name"), CASES)
+def test_kernel_compiles(module, name):
+    check(module, name, KERNELS[module][name][0], (8, 0))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda pair: f"sm_{pair[0]}{pair[1]}")
 @pytest.mark.parametrize(("module", "name"), CASES)
-def test_kernel_compiles(module, name, capability):
+def test_kernel_compiles_for_every_gpu_and_dtype(module, name, capability):
+    for signature in KERNELS[module][name]:
+        check(module, name, signature, capability)
+
+
+def check(module, name, signature, capability):
     if reason := obstacle(capability):
         pytest.skip(reason)
     kernel = getattr(import_module(f"numba_kernels.cuda.{module}"), name)
-    for signature in KERNELS[module][name]:
-        ptx = compile_ptx(kernel.py_func, signature, capability)
-        assert target(capability) in ptx
-        assert ("atom" in ptx) == (name in ("_unite", "_add", "_count"))
+    ptx = compile_ptx(kernel.py_func, signature, capability)
+    assert target(capability) in ptx
+    assert ("atom" in ptx) == (name in ATOMIC)
