@@ -219,10 +219,10 @@ def class_skeletons(labels: Mask, target: float) -> Row:
 
 def tube(name: str, labels: Mask, target: float | None = None) -> Row:
     def by_us() -> Any:
-        return np.where(numba_kernels.tube(numba_kernels.skeletonize(labels > 0)), labels, 0)
+        return labels * numba_kernels.tube(numba_kernels.skeletonize(labels > 0))
 
     line = numba_kernels.skeletonize(labels > 0, compat="skimage-0.26")
-    np.testing.assert_array_equal(np.where(numba_kernels.tube(line), labels, 0), loops.skeleton_recall_target(labels))
+    np.testing.assert_array_equal(labels * numba_kernels.tube(line), loops.skeleton_recall_target(labels))
     return Row(
         "target of Skeleton Recall (skeleton, tube, labels)",
         name,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from numba_kernels._bits import count_ones, trailing_zeros
 from numba_kernels._jit import kernel
+from numba_kernels._vector import bits_of_others
 
 __all__ = ["Layout", "dilate", "pack", "unpack", "voxels"]
 
@@ -31,10 +32,26 @@ def pack(mask: NDArray[np.bool_]) -> tuple[NDArray[np.uint64], Layout]:
     """Turn a mask ``(Z, Y, X)`` into words."""
     z, y, x = mask.shape
     row = (_FIRST_BIT + x + _LAST_BITS + 63) // 64
-    volume = np.zeros((z + 2, y + 2, 8 * row), np.uint8)
-    packed = np.packbits(mask, axis=-1, bitorder="little")
-    volume[1:-1, 1:-1, 1 : 1 + packed.shape[-1]] = packed
-    return volume.reshape(-1).view("<u8").astype(np.uint64, copy=False), Layout(row, row * (y + 2))
+    layout = Layout(row, row * (y + 2))
+    bits = np.zeros((z + 2) * layout.plane, np.uint64)
+    line = np.require(mask, requirements=["C", "A", "W"]).reshape(-1).view(np.uint8)
+    if mask.size > 0:
+        _pack(line, mask.shape, layout, bits)
+    return bits, layout
+
+
+@kernel
+def _pack(line: NDArray[np.uint8], shape: tuple[int, int, int], layout: Layout, bits: NDArray[np.uint64]) -> None:
+    _, height, width = shape
+    outside = np.uint8(0)
+    for row in range(line.size // width):
+        word = (row // height + 1) * layout.plane + (row % height + 1) * layout.row
+        for x in range(0, width, 64):
+            some = bits_of_others(line, row * width + x, min(64, width - x), outside)
+            bits[word] |= some << np.uint64(_FIRST_BIT)
+            word += 1
+            if some >> np.uint64(64 - _FIRST_BIT) != 0:
+                bits[word] = some >> np.uint64(64 - _FIRST_BIT)
 
 
 def unpack(bits: NDArray[np.uint64], shape: tuple[int, int, int]) -> NDArray[np.bool_]:
@@ -63,12 +80,28 @@ def voxels(bits: NDArray[np.uint64], layout: Layout) -> NDArray[np.int64]:
     return out
 
 
-@kernel
-def dilate(bits: NDArray[np.uint64], inside: NDArray[np.uint64], layout: Layout) -> NDArray[np.uint64]:
-    """Add the six neighbours of every voxel as far as they lie inside."""
+def dilate(bits: NDArray[np.uint64], shape: tuple[int, int, int], layout: Layout) -> NDArray[np.uint64]:
+    """Add the six neighbours of every voxel as far as they lie in the volume ``(Z, Y, X)``."""
     out = np.zeros_like(bits)
-    for i in range(layout.plane, bits.size - layout.plane):
-        along = bits[i] | bits[i] << ONE | bits[i] >> ONE | bits[i - 1] >> TOP | bits[i + 1] << TOP
-        across = bits[i - layout.row] | bits[i + layout.row] | bits[i - layout.plane] | bits[i + layout.plane]
-        out[i] = (along | across) & inside[i]
+    if bits.size > 0 and min(shape) > 0:
+        inside, _ = pack(np.ones((1, 1, shape[2]), np.bool_))
+        _dilate(bits, inside.reshape(3, 3, -1)[1, 1].copy(), shape, layout, out)
     return out
+
+
+@kernel
+def _dilate(
+    bits: NDArray[np.uint64],
+    inside: NDArray[np.uint64],
+    shape: tuple[int, int, int],
+    layout: Layout,
+    out: NDArray[np.uint64],
+) -> None:
+    for z in range(1, shape[0] + 1):
+        for y in range(1, shape[1] + 1):
+            row = z * layout.plane + y * layout.row
+            for w in range(layout.row):
+                i = row + w
+                along = bits[i] | bits[i] << ONE | bits[i] >> ONE | bits[i - 1] >> TOP | bits[i + 1] << TOP
+                across = bits[i - layout.row] | bits[i + layout.row] | bits[i - layout.plane] | bits[i + layout.plane]
+                out[i] = (along | across) & inside[w]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from numba_kernels._bits import count_ones, trailing_zeros
 from numba_kernels._checks import as_label_map, neighbour_rank
 from numba_kernels._jit import inlined, kernel
-from numba_kernels._vector import bits_of_label, equal_bits
+from numba_kernels._vector import bits_of_others, equal_bits
 
 __all__ = ["Runs", "find_runs", "paint"]
 
@@ -72,24 +72,12 @@ def _pack(line: NDArray[Any], width: int, stride: int, bits: Words) -> bool:
     for row in range(line.size // width):
         for w in range(stride - 1):
             first = row * width + 64 * w
-            word = _differs(line, first, min(64, width - 64 * w), label ^ label)
+            word = bits_of_others(line, first, min(64, width - 64 * w), label ^ label)
             bits[1 + row * stride + w] = word
             if word != _NONE:
                 label = line[first + trailing_zeros(word)] if label == 0 else label
-                others |= word & _differs(line, first, 64, label)
+                others |= word & bits_of_others(line, first, 64, label)
     return others == _NONE
-
-
-@inlined
-def _differs(line: NDArray[Any], first: int, count: int, label: Any) -> np.uint64:
-    """Which of the next voxels, 64 at the most, have another label than this one."""
-    if first + 64 <= line.size:
-        return ~bits_of_label(line, first, label) & (_ALL >> np.uint64(64 - count))
-    word = _NONE
-    for k in range(min(count, line.size - first)):
-        if line[first + k] != label:
-            word |= _ONE << np.uint64(k)
-    return word
 
 
 def _pad(rows: NDArray[Any], words: int, stride: int) -> NDArray[Any]:

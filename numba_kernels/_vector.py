@@ -12,7 +12,11 @@ from numba import types
 from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 
-__all__ = ["bits_of_label", "equal_bits"]
+from numba_kernels._jit import inlined
+
+__all__ = ["bits_of_others", "equal_bits"]
+
+_ONE, _ALL = np.uint64(1), np.uint64(2**64 - 1)
 
 
 def equal_bits(line: NDArray[Any], i: int, j: int) -> np.uint64:
@@ -21,8 +25,19 @@ def equal_bits(line: NDArray[Any], i: int, j: int) -> np.uint64:
     return np.uint64(sum(1 << k for k in np.flatnonzero(equal).tolist()))
 
 
-def bits_of_label(line: NDArray[Any], i: int, label: Any) -> np.uint64:
-    """Bit k of the result tells whether ``line[i + k] == label``, for k = 0..63; nothing checks the bounds."""
+@inlined
+def bits_of_others(line: NDArray[Any], i: int, count: int, label: Any) -> np.uint64:
+    """Bit k of the result tells whether ``line[i + k] != label``, for k = 0..count-1 (64 at the most)."""
+    if i + 64 <= line.size:
+        return ~_bits_of_label(line, i, label) & (_ALL >> np.uint64(64 - count))
+    bits = np.uint64(0)
+    for k in range(min(count, line.size - i)):
+        if line[i + k] != label:
+            bits |= _ONE << np.uint64(k)
+    return bits
+
+
+def _bits_of_label(line: NDArray[Any], i: int, label: Any) -> np.uint64:
     return np.uint64(sum(1 << k for k in np.flatnonzero(line[i : i + 64] == label).tolist()))
 
 
@@ -50,7 +65,7 @@ def _compiled_equal_bits(line: Any, i: Any, j: Any) -> Callable[..., Any]:  # pr
 
 
 @intrinsic
-def _bits_of_label(context: Any, line: Any, i: Any, label: Any) -> tuple[Any, Callable[..., Any]]:  # pragma: no cover
+def _compare(context: Any, line: Any, i: Any, label: Any) -> tuple[Any, Callable[..., Any]]:  # pragma: no cover
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, value=values[0]).data
         own = _load(builder, data, values[1], line.dtype.bitwidth)
@@ -64,6 +79,6 @@ def _bits_of_label(context: Any, line: Any, i: Any, label: Any) -> tuple[Any, Ca
     return types.uint64(line, types.int64, line.dtype), generate
 
 
-@overload(bits_of_label, strict=False)
+@overload(_bits_of_label, strict=False)
 def _compiled_bits_of_label(line: Any, i: Any, label: Any) -> Callable[..., Any]:  # pragma: no cover
-    return lambda line, i, label: _bits_of_label(line, i, label)
+    return lambda line, i, label: _compare(line, i, label)

@@ -56,22 +56,26 @@ def skeletonize(labels: NDArray[Any], *, compat: Literal["skimage-0.26"] | None 
     labels = as_label_map(labels)
     if compat not in (None, "skimage-0.26"):
         raise ValueError(f'compat must be None or "skimage-0.26", got {compat!r}')
-    out = np.zeros(labels.shape, labels.dtype)
     volume = labels[None] if labels.ndim == 2 else labels
-    skeletons = out[None] if labels.ndim == 2 else out
+    settings = {"flat": len(volume) == 1, "sequential": compat is not None}
+    if volume.dtype == np.bool_:
+        bits, layout = pack(volume)
+        thin(bits, layout, **settings)
+        return unpack(bits, volume.shape).reshape(labels.shape)
+    skeletons = np.zeros(volume.shape, labels.dtype)
     for start, mask, label in _classes(volume):
         bits, layout = pack(mask)
-        thin(bits, layout, flat=len(volume) == 1, sequential=compat is not None)
+        thin(bits, layout, **settings)
         z, y, x = (voxels(bits, layout) + start).T
         skeletons[z, y, x] = label
-    return out
+    return skeletons.reshape(labels.shape)
 
 
 def tube(skeleton: NDArray[Any], radius: int = 2) -> NDArray[np.bool_]:
     """Give centre lines some thickness: all voxels within ``radius`` steps along the axes.
 
     ``tube = {v : min over u with skeleton[u] != 0 of |v - u|_1 <= radius}``. With radius 2 and cut to the labels,
-    ``np.where(tube(skeletonize(labels)), labels, 0)``, this is the target of the Skeleton Recall loss.
+    ``labels * tube(skeletonize(labels))``, this is the target of the Skeleton Recall loss.
 
     Args:
         skeleton: Mask or label map ``(Y, X)`` or ``(Z, Y, X)``, bool or any integer dtype, any memory order.
@@ -98,10 +102,9 @@ def tube(skeleton: NDArray[Any], radius: int = 2) -> NDArray[np.bool_]:
     if radius < 0:
         raise ValueError(f"radius must be 0 voxels or more, got {radius}")
     volume = skeleton[None] if skeleton.ndim == 2 else skeleton
-    bits, layout = pack(volume != 0)
-    inside, _ = pack(np.ones(volume.shape, bool))
+    bits, layout = pack(volume if volume.dtype == np.bool_ else volume != 0)
     for _ in range(radius):
-        bits = dilate(bits, inside, layout)
+        bits = dilate(bits, volume.shape, layout)
     return unpack(bits, volume.shape).reshape(skeleton.shape)
 
 
@@ -110,9 +113,6 @@ def _classes(labels: NDArray[Any]) -> Iterator[tuple[NDArray[np.int64], NDArray[
 
     Boxes start at even coordinates, so that odd and even stay what they are in the whole volume.
     """
-    if labels.dtype == np.bool_:
-        yield np.zeros(3, np.int64), labels, True
-        return
     values, numbers = _number(labels)
     for value, (low, high) in zip(values, _boxes(numbers, len(values)), strict=True):
         if value != 0 and high[0] > 0:
