@@ -72,7 +72,7 @@ def build_loss(name: str, **options: Any) -> SegmentationLoss:
         'cc_dice'
         >>> build_loss("cc_dise")
         Traceback (most recent call last):
-        nnunet_imbal.errors.ConfigError: unknown loss 'cc_dise'; did you mean 'cc_dice'? Known: cc_dice.
+        nnunet_imbal.errors.ConfigError: unknown loss 'cc_dise'; did you mean 'cc_dice'? Known: ...
     """
     cls = get_loss(name)
     for option in options:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from numba_kernels.component_max import component_max
 from numba_kernels.component_stats import component_stats, largest_component, remove_small_components
 from numba_kernels.component_sums import cell_overlap, cell_overlap_backward
 from numba_kernels.connected_components import connected_components
@@ -18,6 +19,7 @@ __all__ = [
     "cell_overlap",
     "cell_overlap_backward",
     "class_contacts",
+    "component_max",
     "component_stats",
     "connected_components",
     "distance",
@@ -56,6 +58,7 @@ def warmup() -> None:
     pair = np.ones((1, 2), np.float32)
     soft_skeleton_backward(soft_skeleton(pair, 0), pair, 0)
     for probs in (np.ones(cells.shape, np.float32), np.ones(cells.shape, np.float64)):
+        component_max(probs, cells, count)
         for target in (cells.astype(np.uint8), probs):
             sums = cell_overlap(probs, target, cells, count)
             cell_overlap_backward(sums.astype(probs.dtype), target, cells)

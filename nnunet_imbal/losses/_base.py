@@ -6,12 +6,17 @@ from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.modules.loss import _Loss
 from typing_extensions import Unpack
 
 from nnunet_imbal.labels import check_labels, plain_tensor, to_one_hot
+from nnunet_imbal.ops import one_vs_rest_cross_entropy
 
 __all__ = ["CommonOptions", "SegmentationLoss"]
+
+
+_LEAST_PROBABILITY = 1e-7  # of which the logarithm is taken when a user gives probabilities
 
 
 class CommonOptions(TypedDict, total=False):
@@ -56,6 +61,8 @@ class SegmentationLoss(_Loss):
     supports_regions: ClassVar[bool]
     supports_ignore: ClassVar[bool]
     uses_spacing: ClassVar[bool]
+    takes_errors: ClassVar[bool] = False  # True: `compute` gets each voxel's cross-entropy in place of probabilities
+    stands_alone: ClassVar[bool] = True  # False: a network that minimises nothing else learns nonsense
 
     weight: Tensor | None
 
@@ -100,13 +107,16 @@ class SegmentationLoss(_Loss):
         Raises:
             ValueError: shapes or devices do not fit, or the label map holds an impossible value.
         """
-        probs, truth, counts = self._prepare(
+        values, truth, counts = self._prepare(
             plain_tensor(input), plain_tensor(target), None if mask is None else plain_tensor(mask)
         )
-        return self.compute(probs, truth, counts)
+        return self.compute(values, truth, counts)
 
     def compute(self, probs: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-        """The formula: ``probs`` float32/64 and ``target`` bool, both ``(B, C, *S)`` and 0 where ``mask`` is False."""
+        """The formula: ``probs`` float32/64 and ``target`` bool, both ``(B, C, *S)`` and 0 where ``mask`` is False.
+
+        With ``takes_errors`` the first argument is the cross-entropy of each class against the rest instead.
+        """
         raise NotImplementedError
 
     def _prepare(self, logits: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -114,13 +124,12 @@ class SegmentationLoss(_Loss):
             raise ValueError(f"input must be (B, C, Y, X) or (B, C, Z, Y, X), got shape {tuple(logits.shape)}")
         if mask is not None:
             mask = _with_channel(mask, logits, "mask") != 0
-        truth = self._one_hot(logits, target, mask)
-        probs = self._activate(logits)
-        if not self.include_background and logits.shape[1] > 1:
-            probs, truth = probs[:, 1:], truth[:, 1:]
+        first = 0 if self.include_background or logits.shape[1] == 1 else 1
+        truth = self._one_hot(logits, target, mask)[:, first:]
+        values = self._errors(logits, truth) if self.takes_errors else self._activate(logits)[:, first:]
         if mask is not None:
-            probs, truth = probs.masked_fill(~mask, 0), truth & mask
-        return probs, truth, mask
+            values, truth = values.masked_fill(~mask, 0), truth & mask
+        return values, truth, mask
 
     def _activate(self, logits: Tensor) -> Tensor:
         # Sums over a whole patch overflow in fp16 and stall in bf16; float64 is kept for numerical checks.
@@ -130,6 +139,17 @@ class SegmentationLoss(_Loss):
         if self.sigmoid:
             return torch.sigmoid(logits)
         return logits if self.other_act is None else self.other_act(logits)
+
+    def _errors(self, logits: Tensor, truth: Tensor) -> Tensor:
+        # From logits, because probabilities forget how confident a mistake was.
+        first = logits.shape[1] - truth.shape[1]
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if self.softmax:
+            return one_vs_rest_cross_entropy(logits, truth)
+        if self.sigmoid:
+            return F.binary_cross_entropy_with_logits(logits[:, first:], truth.to(logits.dtype), reduction="none")
+        probs = self._activate(logits)[:, first:]
+        return -torch.where(truth, probs, 1 - probs).clamp(min=_LEAST_PROBABILITY).log()
 
     def _one_hot(self, logits: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         if not self.to_onehot_y:

@@ -2,19 +2,22 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
-from typing_extensions import Unpack
 
-from nnunet_imbal.labels import plain_tensor
-from nnunet_imbal.losses._base import CommonOptions, SegmentationLoss
+from nnunet_imbal.losses._instances import (
+    CellLoss,
+    Parts,
+    cells_of,
+    parts_in_cells,
+    region_dice_loss,
+    region_weights,
+    voxels_in_cells,
+)
 from nnunet_imbal.losses._reduce import reduce_components
-from nnunet_imbal.ops import cell_overlap, component_cells
+from nnunet_imbal.ops import cell_overlap
 from nnunet_imbal.registry import register_loss
 
 __all__ = ["CCDiceLoss", "cc_dice_loss"]
-
-_CONNECTIVITIES = {2: (4, 8), 3: (6, 18, 26)}
 
 
 def cc_dice_loss(
@@ -22,8 +25,10 @@ def cc_dice_loss(
     target: Tensor,
     *,
     cells: Tensor | None = None,
+    mask: Tensor | None = None,
     spacing: Sequence[float] | None = None,
     connectivity: int | None = None,
+    weighting: str = "none",
     smooth_nr: float = 1e-5,
     smooth_dr: float = 1e-5,
     batch: bool = False,
@@ -41,8 +46,13 @@ def cc_dice_loss(
         target: ``(B, C, *S)`` bool or 0/1, one-hot classes or overlapping regions, 0 where ignored.
         cells: ``(B, C, *S)`` int32 ids 1..K of the nearest component, if they are known already (for example from
             labels without an ignored part, so that a lesion cut by it stays one lesion). Computed if None.
+        mask: ``(B, 1, *S)`` bool, False = ignored. Matters only for the sizes that ``weighting`` needs.
         spacing: mm per voxel in the order of the spatial axes; None = isotropic.
         connectivity: 6, 18 or 26 neighbours in 3-D, 4 or 8 in 2-D; None = 26 or 8.
+        weighting: weights of voxels inside each cell. ``"none"``: 1. ``"balanced"``: the component weighs as much as
+            the rest of its cell, :math:`|V_i|/2|C_i|` against :math:`|V_i|/2(|V_i|-|C_i|)`. With the mean probability
+            :math:`r` inside and :math:`f` outside, Dice is then :math:`2r/(1+r+f)`: size is gone, and a false alarm as
+            big as the lesion costs next to nothing. ``"foreground"``: :math:`|V_i|/|C_i|` against 1, nearly the same.
         smooth_nr: :math:`s_n`.
         smooth_dr: :math:`s_d`.
         batch: average over the lesions of the whole batch instead of sample by sample.
@@ -53,29 +63,31 @@ def cc_dice_loss(
         Range 0 (every lesion exact, nothing else) to 1. 0 with zero gradient if there is no lesion at all, so use it
         beside a loss that punishes false alarms in empty patches.
 
+    Raises:
+        ValueError: an unknown weighting.
+
     Note:
         Source: CC-DiceCE (arXiv 2511.17146) for one class, weights and reduction as its published code;
-        the multi-class form follows the abstract of arXiv 2604.24276 and is our reconstruction.
+        the multi-class form and the weighting follow the abstract of arXiv 2604.24276 and are our reconstruction.
         A voxel at the same distance from two components goes to the one `numba_kernels.nearest_component` documents.
 
     Example:
+        >>> import torch
         >>> probs = torch.tensor([0.9, 0.7, 0.3, 0.1, 0.4, 0.2, 0.0, 0.1]).reshape(1, 1, 1, 8)
         >>> target = torch.tensor([1, 1, 0, 0, 1, 0, 0, 0]).reshape(1, 1, 1, 8)
         >>> round(cc_dice_loss(probs, target, smooth_nr=0, smooth_dr=0).item(), 6)
         0.367521
     """
     target = target > 0
-    if cells is None:
-        cells = component_cells(target, spacing, connectivity)
-    overlap = cell_overlap(probs, target, plain_tensor(cells))  # (3, B, C, 1 + K)
-    hit, predicted, true = overlap[..., 1:]
-    exists = true > 0
-    # The guard keeps unused ids from dividing 0 by 0 when both smoothing terms are 0.
-    denominator = torch.where(exists, predicted + true + smooth_dr, 1)
-    loss = 1 - (2 * hit + smooth_nr) / denominator
-    reduced = reduce_components(loss, exists, batch=batch, weight=weight, reduction=reduction)
+    cells = cells_of(target, cells, mask, spacing, connectivity)
+    sums = cell_overlap(probs, target, cells)  # (3, B, C, 1 + K)
+    size = sums[2, ..., 1:]
+    rest = size if weighting == "none" else voxels_in_cells(probs, cells) - size
+    weights = region_weights(weighting, Parts(size, rest))
+    loss = region_dice_loss(parts_in_cells(sums), size, weights, smooth_nr, smooth_dr)
+    reduced = reduce_components(loss, size > 0, batch=batch, weight=weight, reduction=reduction)
     # Adding nothing, this keeps an empty batch connected to the graph and a NaN visible.
-    return reduced + 0 * overlap[1].sum()
+    return reduced + 0 * sums[1].sum()
 
 
 @register_loss(
@@ -83,18 +95,20 @@ def cc_dice_loss(
     paper="arXiv 2511.17146; multi-class after arXiv 2604.24276",
     summary="every lesion counts the same",
 )
-class CCDiceLoss(SegmentationLoss):
+class CCDiceLoss(CellLoss):
     """Every lesion counts the same: `cc_dice_loss` as a module. Accepts the words of `SegmentationLoss` as well.
 
     Args:
         spacing: mm per voxel in the order of the spatial axes; None = isotropic.
         connectivity: 6, 18 or 26 neighbours in 3-D, 4 or 8 in 2-D; None = 26 or 8.
+        weighting: ``"none"``, ``"balanced"`` or ``"foreground"``.
         options: see `SegmentationLoss`.
 
     Raises:
-        ValueError: an impossible spacing or connectivity.
+        ValueError: an impossible spacing, connectivity or weighting.
 
     Example:
+        >>> import torch
         >>> logits = torch.zeros(1, 3, 8, 8, 8)
         >>> labels = torch.zeros(1, 1, 8, 8, 8, dtype=torch.uint8)
         >>> labels[..., :2, :2, :2] = 1
@@ -102,36 +116,16 @@ class CCDiceLoss(SegmentationLoss):
         True
     """
 
-    supports_regions = True
-    supports_ignore = True
-    uses_spacing = True
-
-    def __init__(
-        self,
-        *,
-        spacing: Sequence[float] | None = None,
-        connectivity: int | None = None,
-        **options: Unpack[CommonOptions],
-    ) -> None:
-        super().__init__(**options)
-        if spacing is not None and not (len(spacing) in _CONNECTIVITIES and all(mm > 0 for mm in spacing)):
-            raise ValueError(f"spacing must be 2 or 3 positive numbers of mm, got {spacing!r}")
-        known = sum(_CONNECTIVITIES.values(), ()) if spacing is None else _CONNECTIVITIES[len(spacing)]
-        if connectivity is not None and connectivity not in known:
-            raise ValueError(f"connectivity must be one of {known} or None, got {connectivity!r}")
-        self.spacing = None if spacing is None else tuple(float(mm) for mm in spacing)
-        self.connectivity = connectivity
-
     def compute(self, probs: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         """See `cc_dice_loss`; ignored voxels are 0 in both arguments already."""
         return cc_dice_loss(
             probs,
             target,
+            mask=mask,
             spacing=self.spacing,
             connectivity=self.connectivity,
+            weighting=self.weighting,
             smooth_nr=self.smooth_nr,
             smooth_dr=self.smooth_dr,
-            batch=self.batch,
-            weight=self.weight,
-            reduction=self.reduction,
+            **self.averaging,
         )

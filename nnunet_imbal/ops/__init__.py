@@ -6,7 +6,9 @@ a GPU there are kernels in ``_cuda_backend`` and, where those do not run, torch 
 
 from nnunet_imbal.ops.cells import component_cells
 from nnunet_imbal.ops.contacts import class_contacts
+from nnunet_imbal.ops.cross_entropy import one_vs_rest_cross_entropy
 from nnunet_imbal.ops.labels import component_labels
+from nnunet_imbal.ops.maxima import component_max
 from nnunet_imbal.ops.overlap import cell_overlap
 from nnunet_imbal.ops.skeleton import skeletonize, tube
 from nnunet_imbal.ops.soft_skeleton import erosion_depth, soft_skeleton
@@ -17,9 +19,11 @@ __all__ = [
     "class_contacts",
     "component_cells",
     "component_labels",
+    "component_max",
     "distance",
     "erosion_depth",
     "local_thickness",
+    "one_vs_rest_cross_entropy",
     "skeletonize",
     "soft_skeleton",
     "tube",

@@ -61,3 +61,12 @@ def cell_overlap_backward(grad, target, cells):
     for voxel in np.ndindex(cells.shape):
         out[voxel] = grad[0, cells[voxel]] * target[voxel] + grad[1, cells[voxel]]
     return out
+
+
+def component_max(values, labels, num_components):
+    maxima = np.full(num_components + 1, -np.inf, values.dtype)
+    places = np.full(num_components + 1, -1)
+    for place, (value, label) in enumerate(zip(values.ravel(), labels.ravel(), strict=True)):
+        if places[label] < 0 or value > maxima[label]:
+            maxima[label], places[label] = value, place
+    return maxima, places
