@@ -7,6 +7,7 @@ import pickle
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,8 +20,9 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunet_imbal.config import Sampling
+from nnunet_imbal.config import ImbalConfig, Sampling
 from nnunet_imbal.sampling import find_instances, merge
+from trainers import ImbalTrainer
 from trainers._loader import InstanceBalancedLoader, Recipe, dataset_index
 
 sys.path.insert(0, str(Path(__file__).parent / "ext"))
@@ -350,12 +352,20 @@ def _rank(rank, folder):
     plans = [None, None]
     dist.all_gather_object(plans, loader._plan)
     assert plans[0] != plans[1]
+    trainer = object.__new__(ImbalTrainer)
+    trainer.is_ddp, trainer.oversample_foreground_percent = True, 0.33
+    trainer.imbal_config = ImbalConfig(sampling=Sampling(forced=0.5))
+    trainer.configuration_manager = SimpleNamespace(batch_size=4)
+    trainer._set_batch_size_and_oversample()
+    assert trainer.batch_size == 2
+    assert trainer._forced == rank  # two of four patches, all on the second rank
+    assert trainer.oversample_foreground_percent == rank / 2  # in validation one of four, as ever
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
 @pytest.mark.ddp
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_one_rank_finds_the_instances_and_each_draws_its_own(tmp_path):
     (tmp_path / "cases").mkdir()
     for case, seed in (("a", 0), ("b", 1)):
