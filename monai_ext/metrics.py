@@ -8,12 +8,21 @@ from monai.utils import MetricReduction
 from torch import Tensor
 
 from monai_ext._class_metric import ClassMetric
+from monai_ext._lesionwise_metrics import LesionPanopticQualityMetric, LesionwiseDiceMetric, LesionwiseHD95Metric
 from monai_ext._topology_metrics import BettiErrorMetric, ClDiceMetric
 from nnunet_imbal.errors import ConfigError
 from nnunet_imbal.losses import cc_dice_loss
 from nnunet_imbal.metrics import LesionMatch, match_lesions
 
-__all__ = ["BettiErrorMetric", "CCDiceMetric", "ClDiceMetric", "LesionF1Metric"]
+__all__ = [
+    "BettiErrorMetric",
+    "CCDiceMetric",
+    "ClDiceMetric",
+    "LesionF1Metric",
+    "LesionPanopticQualityMetric",
+    "LesionwiseDiceMetric",
+    "LesionwiseHD95Metric",
+]
 
 _SCORES: dict[str, Callable[[LesionMatch], float]] = {
     "f1": lambda match: match.f1,

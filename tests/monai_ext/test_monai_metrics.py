@@ -5,7 +5,13 @@ import torch
 from monai.data import MetaTensor
 from monai.metrics import DiceMetric
 
-from monai_ext.metrics import CCDiceMetric, LesionF1Metric
+from monai_ext.metrics import (
+    CCDiceMetric,
+    LesionF1Metric,
+    LesionPanopticQualityMetric,
+    LesionwiseDiceMetric,
+    LesionwiseHD95Metric,
+)
 from nnunet_imbal.errors import ConfigError, LabelError
 from nnunet_imbal.labels import to_one_hot
 
@@ -50,7 +56,29 @@ def test_edge_cases(found, truth, cc_dice, cc_dice_scored, f1, recall, precision
         same(LesionF1Metric(metric_name=name)(found, truth), [[value]])
 
 
-@pytest.mark.parametrize("metric", [CCDiceMetric, LesionF1Metric])
+def test_golden_row_of_panoptic_quality():
+    for name, value in {"rq": 1 / 3, "sq_iou": 0.75, "pq": 0.25, "sq_dsc": 6 / 7, "pq_dsc": 2 / 7}.items():
+        same(LesionPanopticQualityMetric(metric_name=name)(FOUND, TRUTH), [[value]])
+    by_dice = LesionPanopticQualityMetric(matching_metric="dsc", matcher="hungarian")
+    same(by_dice(FOUND, TRUTH), [[13 / 36]])
+    same(LesionPanopticQualityMetric()(EMPTY, EMPTY), [[NAN]])
+    same(LesionPanopticQualityMetric()(FOUND, EMPTY), [[0.0]])
+
+
+def test_golden_row_of_the_challenges():
+    same(LesionwiseDiceMetric("brats2023-met")(FOUND, TRUTH), [[(6 / 7 + 0.4) / 3]])
+    assert LesionwiseHD95Metric("brats2023-met")(FOUND, TRUTH).item() == pytest.approx(379 / 3)
+    same(LesionwiseDiceMetric("brats-mets2026")(FOUND, TRUTH), [[NAN]])  # no lesion of 20 mm³
+    tall = {"rule": "brats-mets2026", "spacing": (1, 20)}  # every voxel is large
+    same(LesionwiseDiceMetric(**tall)(FOUND, TRUTH), [[(6 / 7 + 0 + 0.5 + 0) / 4]])
+    same(LesionwiseDiceMetric("brats2023-gli")(EMPTY, EMPTY), [[1.0]])
+    same(LesionwiseHD95Metric("brats2023-gli")(FOUND, EMPTY), [[374.0]])
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [CCDiceMetric, LesionF1Metric, LesionPanopticQualityMetric, LesionwiseDiceMetric, LesionwiseHD95Metric],
+)
 def test_encodings_agree(metric, label_maps):
     truth, found = label_maps(), label_maps().flip(2)
     expected = metric(num_classes=3)(found, truth)
@@ -135,3 +163,25 @@ def test_bad_input_is_named(metric):
 def test_unknown_score_is_named():
     with pytest.raises(ConfigError, match="recall"):
         LesionF1Metric(metric_name="sensitivity")
+
+
+@pytest.mark.parametrize(
+    ("metric", "wrong"),
+    [
+        (LesionPanopticQualityMetric, {"metric_name": "iou"}),
+        (LesionPanopticQualityMetric, {"matcher": "best"}),
+        (LesionPanopticQualityMetric, {"threshold": -1}),
+        (LesionwiseDiceMetric, {"rule": "brats2024-met"}),
+    ],
+)
+def test_wrong_words_of_lesion_metrics(metric, wrong):
+    with pytest.raises(ConfigError, match=r"must be one of|expected a score"):
+        metric(**wrong)
+
+
+def test_panoptic_quality_adds_up_over_batches():
+    metric = LesionPanopticQualityMetric(get_not_nans=True)
+    for found, truth in ((FOUND, TRUTH), (TRUTH, TRUTH), (EMPTY, EMPTY)):
+        metric(found, truth)
+    value, count = metric.aggregate()
+    assert (value.item(), count.item()) == (0.625, 2)
