@@ -34,7 +34,17 @@ _NEEDED = (
     "summary",
     "mean_foreground_dice",
 )
-_NEEDED_OF_SUMMARY = ("dice", "surface_dice", "hd95_mm", "recall", "recall_by_size", "false_positives_per_case")
+_NEEDED_OF_SETTINGS = ("connectivity", "tolerance_mm", "matcher", "matching_metric", "matching_threshold")
+_NEEDED_OF_SUMMARY = (
+    "dice",
+    "surface_dice",
+    "hd95_mm",
+    "cc_dice",
+    "panoptic",
+    "recall",
+    "recall_by_size",
+    "false_positives_per_case",
+)
 _NEEDED_OF_CASE = ("case", "prediction", "reference", "shape", "spacing_mm", "classes")
 _NEEDED_OF_CLASS = (
     "dice",
@@ -105,7 +115,7 @@ def _check_destination(out: Path) -> None:
 def _check_complete(result: dict[str, Any], path: Path) -> None:
     missing = _lacking(result, _NEEDED, "") or ([] if result["cases"] else ["cases"])
     if not missing:
-        missing += _lacking(result["settings"], ("connectivity", "tolerance_mm"), "settings: ")
+        missing += _lacking(result["settings"], _NEEDED_OF_SETTINGS, "settings: ")
         missing += _lacking(result["summary"], result["classes"], "summary of ")
         for name, entry in result["summary"].items():
             missing += _lacking(entry, _NEEDED_OF_SUMMARY, f"summary of {name}: ")

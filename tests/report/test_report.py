@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from nnunet_imbal.cli import app
 from nnunet_imbal.errors import DataError, GeometryError
+from nnunet_imbal.evaluation import EvaluationSettings, evaluate_folders
 from nnunet_imbal.report import _write, write_report
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>'\"&{{7*7}}"
@@ -375,3 +376,18 @@ def test_the_command(two_lesions, out):
     assert result.exit_code == 0, result.output
     assert result.output.strip().endswith("report.html")
     assert "<h1>By command</h1>" in out.read_text(encoding="utf-8")
+
+
+def test_scores_lesion_by_lesion(two_lesions, out):
+    two_lesions.save()
+    settings = EvaluationSettings(lesion_rule="brats2023-met", matching_threshold=0.25)
+    folders = two_lesions.root / "predictions", two_lesions.root / "labelsTs"
+    result = evaluate_folders(*folders, two_lesions.evaluation, settings=settings)
+    page = write_report(two_lesions.evaluation, out).read_text(encoding="utf-8")
+    summary = result["summary"]["lesion"]
+    for score in (summary["cc_dice"], summary["panoptic"]["pq"], summary["lesionwise"]["dice"]):
+        assert f"<td>{score['mean']:.2f}</td>" in page
+    assert "brats2023-met" in page
+    assert "whose overlap (IoU) reaches 0.25" in page
+    two_lesions.evaluate_again()
+    assert "Lesion-wise" not in write_report(two_lesions.evaluation, out).read_text(encoding="utf-8")
