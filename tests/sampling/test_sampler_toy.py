@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -26,7 +27,8 @@ def test_a_case_has_one_large_and_seven_small_balls(toy):
     assert len(volumes) == 8
     assert volumes[-2] < 60
     assert volumes[-1] > 10_000
-    assert (image[labels == 0] > 0.5).mean() > 2 * 0.048  # noise alone is above 0.5 in 4.8 %: the tubes are there
+    tubes = (ndimage.gaussian_filter(image, 1) > 0.5) & (labels == 0)
+    assert 300 < tubes.sum() < 5000
 
 
 def test_the_stock_arm_draws_voxels_and_ours_instances(toy):
