@@ -100,8 +100,9 @@ def _count_row(
 ) -> None:
     """Compare the row at i with its shifted neighbour at j, a word at a time, and count where they differ."""
     for word in range(inside.shape[1]):
-        differ = inside[side, word] & ~equal_bits(line, i + 64 * word, j + 64 * word)
+        differ = inside[side, word] & ~equal_bits(line, i + _WORD * word, j + _WORD * word)
+        here, there = np.uint64(i + _WORD * word), np.uint64(j + _WORD * word)  # unsigned: never from the end
         while differ != 0:
-            k = 64 * word + trailing_zeros(differ)
-            contacts[line[i + k], line[j + k]] += 1
+            k = np.uint64(trailing_zeros(differ))
+            contacts[line[here + k], line[there + k]] += 1
             differ &= differ - ONE
