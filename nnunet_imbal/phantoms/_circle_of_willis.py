@@ -68,12 +68,12 @@ _SIZES: Mapping[str, Size] = MappingProxyType(
     }
 )
 _HYPOPLASTIC = (0.5, 0.85)  # diameter, mm; published is "below 1 mm"
-_TAPER = 0.06
+_TAPER = 0.04  # a segment begins this much wider than its mean and ends this much narrower
 
 # Which links of the circle are missing or thinner than 1 mm, and how often. From 1,864 people (Hindenes 2020,
-# doi 10.1371/journal.pone.0241373): none 11.9 %, both Pcom 27.8 %, the five most frequent 68.5 %. From 1,667 of them
-# (Hindenes 2023, hdl.handle.net/10037/30716): all three communicating arteries or one P1 alone 15.4 %. One
-# A1 5.65 %: 513 adults (doi 10.5603/FM.a2018.0095). Our assumptions: how these sums are divided, that both sides are
+# doi 10.1371/journal.pone.0241373): none 11.9 %, both Pcom 27.8 %, the five most frequent 68.5 %. From 1,667 people of
+# the same survey (Hindenes 2023, hdl.handle.net/10037/30716): all three communicating arteries or one P1 15.4 %. From
+# 513 adults (doi 10.5603/FM.a2018.0095): one A1 5.65 %. Our assumptions: how these sums are divided, that sides are
 # equally frequent, and that these 19 stand for the 47 variants that were seen.
 VARIANTS: Mapping[tuple[str, ...], float] = MappingProxyType(
     {
@@ -101,10 +101,15 @@ VARIANTS: Mapping[tuple[str, ...], float] = MappingProxyType(
 
 
 class _Course(NamedTuple):
+    """Class of a segment, its first and last node, and where it bulges to (Z, Y, X).
+
+    A node is named after the segment that begins there.
+    """
+
     label: str
     start: str
     end: str
-    bow: tuple[float, float, float]  # where it bulges to (Z, Y, X)
+    bow: tuple[float, float, float]
 
 
 def _courses(side: str, out: float) -> dict[str, _Course]:
@@ -195,7 +200,7 @@ def draw_links(rng: np.random.Generator, hypoplastic_share: float, third_a2_shar
     Args:
         rng: Random generator.
         hypoplastic_share: Share of the missing links that are drawn thin instead of left out, 0 to 1.
-        third_a2_share: Probability of a third A2, 0 to 1; without an Acom there is none.
+        third_a2_share: Probability of a third A2 if there is an Acom from which it can leave, 0 to 1.
     """
     missing = list(VARIANTS)[rng.choice(len(VARIANTS), p=list(VARIANTS.values()))]
     links = dict.fromkeys(["Acom", *(f"{side}-{link}" for side in _SIDES for link in ("A1", "P1", "Pcom"))], "present")
@@ -273,7 +278,7 @@ def _carotid(rng: np.random.Generator, junction: Points, length: float, out: flo
     """Place the origin of the Pcom: 17 to 20 mm between both sides, and in front of the junction with the PCA."""
     z, x = rng.normal(0.5, 0.5), out * rng.uniform(8.5, 10)
     aside = (z - junction[0]) ** 2 + (x - junction[2]) ** 2
-    return np.array([z, junction[1] + np.sqrt((length / rng.uniform(1.02, 1.06)) ** 2 - aside), x])
+    return np.array([z, junction[1] + np.sqrt(max((length / rng.uniform(1.02, 1.06)) ** 2 - aside, 0.0)), x])
 
 
 def _midline(nodes: Mapping[str, Points], lengths: Mapping[str, float]) -> Points:

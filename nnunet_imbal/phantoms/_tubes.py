@@ -62,7 +62,7 @@ def bent(start: Points, end: Points, length: float, bow: Points, sway: float = 0
         start: First point, mm, shape (3,).
         end: Last point, mm, shape (3,).
         length: Wanted length, mm; a length below the chord gives the chord.
-        bow: Where to the curve bulges, any length but not along the chord, shape (3,).
+        bow: Direction in which the curve bulges, of any length but not along the chord, shape (3,).
         sway: Share of an S-shaped sideways bend.
 
     Returns:
@@ -111,8 +111,8 @@ def fork(
 ) -> list[Tube]:
     """Grow both branches of a bifurcation, parameters as in `tree`.
 
-    Radii obey Murray's law r0³ = r1³ + r2³ with r2 / r1 between 0.6 and 1, and angles are those of least work
-    (Murray 1926, doi 10.1085/jgp.9.6.835).
+    Radii obey Murray's law r0³ = r1³ + r2³ (1926, doi 10.1073/pnas.12.3.207) with r2 / r1 between 0.6 and 1; angles
+    are those of least work (1926, doi 10.1085/jgp.9.6.835). Both are published, the ratio is our assumption.
     """
     ratio, side = rng.uniform(0.6, 1), _across(rng, direction)
     thick = radius / (1 + ratio**3) ** (1 / 3)

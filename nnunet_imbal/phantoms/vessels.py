@@ -35,13 +35,14 @@ class VesselPhantom:
     and choroidal arteries beside them, veins, the cavernous sinus, fat. Diameters and lengths are those of 513
     adults (Shatri 2017, doi 10.3889/oamjms.2017.160). Missing links of the circle are as frequent as in 1,864
     people (Hindenes 2020, doi 10.1371/journal.pone.0241373): the circle is complete in 11.9 %, both posterior
-    communicating arteries are missing in 27.8 %. Courses, brightness, the length of ICA, A2 and P2, and what
-    fills the rest of the sums are our assumptions.
+    communicating arteries are missing in 27.8 %. Our assumptions are the courses, the brightness, the lengths of
+    ICA, A2 and P2, and how often the less frequent variants occur.
 
     The truth is the graph from which a case was drawn: nodes, segments with centreline and radius, and the Betti
-    numbers of every class and of all classes together. The label map has the same Betti numbers (26-connected, as
-    checked when it is made), unless ``spacing`` is too coarse for any such map, which is an error. A complete
-    circle has one loop, a broken one none. ``instances`` numbers the segments.
+    numbers of every class and of all classes together: a complete circle has one loop, a broken one none. The
+    label map has the same numbers, with 26-connected vessels. This is checked when it is made, and about one case
+    in 20 is drawn again, with the same links. For the same reason the Acom is at least 1.5 voxels long.
+    ``instances`` numbers the segments.
 
     Left and right are different classes. `ImbalTrainer` exchanges their names when it flips a patch; train others
     without mirroring. These are artificial images: a good score says that a method works, not that it works on
@@ -53,12 +54,13 @@ class VesselPhantom:
             (62, 52, 68) mm.
         hypoplastic_share: Share of the missing links that are thin (0.5 to 0.85 mm) and labelled; the others are
             absent. Published is the sum of both.
-        third_a2_share: Probability of a third A2; published is 2.1 % (doi 10.5603/FM.a2018.0095).
+        third_a2_share: Probability of a third A2 if there is an Acom; published is 2.1 % of all
+            (doi 10.5603/FM.a2018.0095).
         noise: Standard deviation of the Rician noise; tissue is 0.33, a large artery 0.9.
         supersampling: Sub-voxels per axis for partial volume, 1 to 4.
 
     Raises:
-        ConfigError: A number is out of range, or the voxels are too coarse for the vessels.
+        ConfigError: A number is out of range; when a case is drawn: the voxels are too coarse for the vessels.
 
     Example:
         >>> case = VesselPhantom(shape=(64, 54, 70), spacing=(1.0, 1.0, 1.0)).training_case(seed=0, index=0)
@@ -109,7 +111,8 @@ class VesselPhantom:
         return self._case(generator(seed, 4, index), seed)
 
     def _case(self, rng: np.random.Generator, seed: int) -> Case:
-        anatomy, numbers, share, glow = self._draw(rng)
+        anatomy, numbers, canvas = self._draw(rng)
+        share, glow = canvas.lumen()
         tissue = _tissue(rng, self.shape, self.spacing, basilar_top=anatomy.segments[0].points[-1])
         image = acquire(rng, tissue * (1 - share) + glow, self.noise)
         return Case(
@@ -126,9 +129,7 @@ class VesselPhantom:
             },
         )
 
-    def _draw(
-        self, rng: np.random.Generator
-    ) -> tuple[Anatomy, NDArray[np.uint8], NDArray[np.float64], NDArray[np.float64]]:
+    def _draw(self, rng: np.random.Generator) -> tuple[Anatomy, NDArray[np.uint8], Canvas]:
         """Draw vessels until the voxels have the topology of the graph; 19 times of 20 the first ones do."""
         # Drawn once, so that no variant becomes rarer because its voxels are more often wrong.
         links = draw_links(rng, self.hypoplastic_share, self.third_a2_share)
@@ -140,10 +141,10 @@ class VesselPhantom:
             if self._fits(placed) and _betti_of_label(_classes(placed)[numbers]) == _betti_of_graph(placed):
                 for tube in look_alikes(rng, anatomy):
                     canvas.draw(tube.moved(*pose))
-                return placed, numbers, *canvas.lumen()
+                return placed, numbers, canvas
         raise ConfigError(
             f"No label map with the topology of the vessels was found with spacing={self.spacing} mm in "
-            f"{_ATTEMPTS} attempts; the voxels are too coarse. Use 1 mm or less."
+            f"{_ATTEMPTS} attempts; the voxels are too coarse. Use 2 mm or less."
         )
 
     def _label(self, anatomy: Anatomy) -> tuple[Canvas, NDArray[np.uint8]]:

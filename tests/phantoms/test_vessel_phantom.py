@@ -176,6 +176,17 @@ def test_voxels_have_the_topology_of_the_graph(cases):
             assert case.truth["betti"][name] == betti(case.label == value)
 
 
+def test_thin_links_close_the_circle_and_absent_ones_open_it():
+    options = {"shape": COARSE.shape, "spacing": COARSE.spacing, "third_a2_share": 1.0}
+    for index in range(2):
+        thin = VesselPhantom(hypoplastic_share=1.0, **options).training_case(0, index)
+        assert thin.truth["betti"]["merged"] == [1, 1, 0]
+        assert (thin.label == CLASSES.index("3rd-A2") + 1).sum() > 5
+        absent = VesselPhantom(hypoplastic_share=0.0, **options).training_case(0, index)
+        complete = all(absent.truth["links"][name] == "present" for name in LINKS)
+        assert absent.truth["betti"]["merged"][1] == int(complete)
+
+
 def test_a_class_is_there_exactly_if_the_graph_has_it(cases):
     for case in cases:
         assert {CLASSES[value - 1] for value in np.unique(case.label) if value} == {
@@ -287,6 +298,15 @@ def test_dataset_is_sound_and_holds_the_truth(tmp_path):
     truth = json.loads((folder / "truth" / "vessels_test_000.json").read_text(encoding="utf-8"))
     assert set(truth["betti"]) == {"merged", *CLASSES}
     assert {segment["start"] for segment in truth["segments"]} <= set(truth["nodes"])
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_nnunet_finds_the_dataset_sound(tmp_path):
+    from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+
+    folder = write_dataset(COARSE, tmp_path, cases=2, test_cases=0)
+    verify_dataset_integrity(str(folder), num_processes=1)
 
 
 @pytest.mark.parametrize(
