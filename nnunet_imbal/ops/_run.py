@@ -42,17 +42,22 @@ def thread_pool(pid: int, threads: int) -> ThreadPoolExecutor:
 
 
 @functools.cache
-def gpu_kernels() -> ModuleType | None:
-    """The kernels for the GPU, or None where they do not run; the reason is said once."""
+def gpu_kernels(operator: str) -> ModuleType | None:
+    """The module with the kernels for the GPU, or None where those of an operator do not run; why is said once."""
     try:
         from nnunet_imbal import _cuda_backend  # imports numba's CUDA half, of no use without a GPU
 
-        obstacle = _cuda_backend.find_obstacle()
+        obstacle = _cuda_backend.find_obstacle(operator)
     except ImportError as error:
         obstacle = str(error)
     if not obstacle:
         return _cuda_backend
+    _warn(obstacle)
+    return None
+
+
+@functools.cache
+def _warn(obstacle: str) -> None:
     logger.warning(
         "the GPU kernels do not run, so masks are copied to the CPU and back (see docs/gpu.md): %s", obstacle
     )
-    return None

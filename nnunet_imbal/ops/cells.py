@@ -56,7 +56,7 @@ def _component_cells(mask: Tensor, spacing: list[float], connectivity: int) -> T
 
 @_component_cells.register_kernel("cuda")
 def _cells_on_gpu(mask: Tensor, spacing: list[float], connectivity: int) -> Tensor:
-    kernels = _run.gpu_kernels()
+    kernels = _run.gpu_kernels("component_cells")
     if kernels is None:
         return _cells_through_host(mask, spacing, connectivity)
     return kernels.component_cells(mask, spacing, connectivity)

@@ -55,8 +55,15 @@ def _class_contacts(labels: Tensor, num_classes: int, connectivity: int) -> Tens
 
 @_class_contacts.register_kernel("cuda")
 def _contacts_on_gpu(labels: Tensor, num_classes: int, connectivity: int) -> Tensor:
-    through_host: Tensor = _class_contacts(labels.cpu(), num_classes, connectivity)
-    return through_host.to(labels.device)
+    kernels = _run.gpu_kernels("class_contacts")
+    if kernels is None:
+        return _contacts_through_host(labels, num_classes, connectivity)
+    return kernels.class_contacts(labels, num_classes, connectivity)
+
+
+def _contacts_through_host(labels: Tensor, num_classes: int, connectivity: int) -> Tensor:
+    contacts: Tensor = _class_contacts(labels.cpu(), num_classes, connectivity)
+    return contacts.to(labels.device)
 
 
 @_class_contacts.register_fake

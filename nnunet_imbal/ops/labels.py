@@ -49,7 +49,7 @@ def _component_labels(mask: Tensor, connectivity: int) -> Tensor:
 
 @_component_labels.register_kernel("cuda")
 def _labels_on_gpu(mask: Tensor, connectivity: int) -> Tensor:
-    kernels = _run.gpu_kernels()
+    kernels = _run.gpu_kernels("component_labels")
     if kernels is None:
         through_host: Tensor = _component_labels(mask.cpu(), connectivity)
         return through_host.to(mask.device)

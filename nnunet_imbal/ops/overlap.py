@@ -67,7 +67,7 @@ def _cell_overlap(probs: Tensor, target: Tensor, cells: Tensor) -> Tensor:
 
 @_cell_overlap.register_kernel("cuda")
 def _overlap_on_gpu(probs: Tensor, target: Tensor, cells: Tensor) -> Tensor:
-    kernels = _run.gpu_kernels()
+    kernels = _run.gpu_kernels("cell_overlap")
     if kernels is None or torch.are_deterministic_algorithms_enabled():  # the kernel adds in any order
         return _overlap_by_index_add(probs, target, cells)
     return kernels.cell_overlap(probs, target, cells)
@@ -106,7 +106,7 @@ def _cell_overlap_backward(grad: Tensor, target: Tensor, cells: Tensor) -> Tenso
 
 @_cell_overlap_backward.register_kernel("cuda")
 def _overlap_backward_on_gpu(grad: Tensor, target: Tensor, cells: Tensor) -> Tensor:
-    kernels = _run.gpu_kernels()
+    kernels = _run.gpu_kernels("cell_overlap_backward")
     if kernels is None:
         return _overlap_backward_by_gather(grad, target, cells)
     return kernels.cell_overlap_backward(grad, target, cells)

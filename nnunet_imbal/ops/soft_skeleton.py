@@ -84,7 +84,7 @@ def _counts(iterations: int | Tensor, probs: Tensor) -> Tensor:
         return iterations.long()
     if iterations < 0:
         raise ConfigError(f"iterations must be 0 or more, got {iterations}")
-    return torch.full(probs.shape[:2], iterations, dtype=torch.int64, device=probs.device)
+    return torch.full(probs.shape[:2], iterations, dtype=torch.int64)  # on the CPU: a GPU would be waited for
 
 
 @torch.library.custom_op("imbal::soft_skeleton", mutates_args=(), device_types="cpu")
@@ -101,8 +101,13 @@ def _soft_skeleton(probs: Tensor, iterations: Tensor) -> Tensor:
 
 @_soft_skeleton.register_kernel("cuda")
 def _soft_skeleton_on_gpu(probs: Tensor, iterations: Tensor) -> Tensor:
-    through_host: Tensor = _soft_skeleton(probs.cpu(), iterations.cpu())
-    return through_host.to(probs.device)
+    kernels = _run.gpu_kernels("soft_skeleton")
+    return _through_host(probs, iterations) if kernels is None else kernels.soft_skeleton(probs, iterations)
+
+
+def _through_host(probs: Tensor, iterations: Tensor) -> Tensor:
+    skeleton: Tensor = _soft_skeleton(probs.cpu(), iterations.cpu())
+    return skeleton.to(probs.device)
 
 
 @_soft_skeleton.register_fake
@@ -125,8 +130,15 @@ def _soft_skeleton_backward(grad: Tensor, probs: Tensor, iterations: Tensor) -> 
 
 @_soft_skeleton_backward.register_kernel("cuda")
 def _soft_skeleton_backward_on_gpu(grad: Tensor, probs: Tensor, iterations: Tensor) -> Tensor:
-    through_host: Tensor = _soft_skeleton_backward(grad.cpu(), probs.cpu(), iterations.cpu())
-    return through_host.to(probs.device)
+    kernels = _run.gpu_kernels("soft_skeleton_backward")
+    if kernels is None:
+        return _backward_through_host(grad, probs, iterations)
+    return kernels.soft_skeleton_backward(grad, probs, iterations)
+
+
+def _backward_through_host(grad: Tensor, probs: Tensor, iterations: Tensor) -> Tensor:
+    gradient: Tensor = _soft_skeleton_backward(grad.cpu(), probs.cpu(), iterations.cpu())
+    return gradient.to(probs.device)
 
 
 @_soft_skeleton_backward.register_fake

@@ -79,8 +79,13 @@ def _distance(mask: Tensor, spacing: list[float]) -> Tensor:
 
 @_distance.register_kernel("cuda")
 def _distance_on_gpu(mask: Tensor, spacing: list[float]) -> Tensor:
-    through_host: Tensor = _distance(mask.cpu(), spacing)
-    return through_host.to(mask.device)
+    kernels = _run.gpu_kernels("distance")
+    return _distance_through_host(mask, spacing) if kernels is None else kernels.distance(mask, spacing)
+
+
+def _distance_through_host(mask: Tensor, spacing: list[float]) -> Tensor:
+    depth: Tensor = _distance(mask.cpu(), spacing)
+    return depth.to(mask.device)
 
 
 @_distance.register_fake
@@ -95,8 +100,13 @@ def _local_thickness(mask: Tensor, spacing: list[float]) -> Tensor:
 
 @_local_thickness.register_kernel("cuda")
 def _local_thickness_on_gpu(mask: Tensor, spacing: list[float]) -> Tensor:
-    through_host: Tensor = _local_thickness(mask.cpu(), spacing)
-    return through_host.to(mask.device)
+    kernels = _run.gpu_kernels("local_thickness")
+    return _thickness_through_host(mask, spacing) if kernels is None else kernels.local_thickness(mask, spacing)
+
+
+def _thickness_through_host(mask: Tensor, spacing: list[float]) -> Tensor:
+    radii: Tensor = _local_thickness(mask.cpu(), spacing)
+    return radii.to(mask.device)
 
 
 @_local_thickness.register_fake

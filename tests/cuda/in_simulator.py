@@ -194,9 +194,9 @@ class SimulatedDevice(_cuda_backend.TorchDevice):
     def __init__(self):
         self.device = torch.device("cpu")
 
-    def launch(self, kernel, blocks, *arguments):
+    def launch(self, kernel, blocks, *arguments, threads=4):
         arrays = [each.numpy() if isinstance(each, torch.Tensor) else each for each in arguments]
-        gpu.NumpyDevice().launch(kernel, blocks, *arrays)
+        gpu.NumpyDevice().launch(kernel, blocks, *arrays, threads=min(threads, 4))
 
 
 @pytest.fixture
@@ -250,17 +250,56 @@ def test_backend_refuses_negative_cells(backend):
         backend.cell_overlap(ones, ones, torch.tensor([[[0, -1, 1, 1]]], dtype=torch.int32))
 
 
-def test_trial_succeeds(backend):
-    assert backend.find_obstacle("cpu") == ""
+OPERATORS = sorted(set(_cuda_backend.__all__) - {"TorchDevice", "find_obstacle"})
 
 
-@pytest.mark.parametrize("name", ["component_cells", "cell_overlap", "cell_overlap_backward"])
-def test_trial_finds_wrong_answers(backend, monkeypatch, name):
-    right = getattr(backend, name)
-    monkeypatch.setattr(backend, name, lambda *arguments: right(*arguments) + 1)
-    assert "differ" in backend.find_obstacle("cpu")
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_trial_succeeds(backend, operator):
+    assert backend.find_obstacle(operator, "cpu") == ""
 
 
-def test_trial_tells_what_went_wrong():
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_trial_finds_wrong_answers(backend, monkeypatch, operator):
+    monkeypatch.setattr(backend, operator, lambda *arguments: getattr(torch.ops.imbal, operator)(*arguments) + 1)
+    assert backend.find_obstacle(operator, "cpu").startswith(f"{operator} runs, but its answers differ")
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_trial_tells_what_went_wrong(operator):
     """Nothing stands in for the GPU here."""
-    assert "Error" in _cuda_backend.find_obstacle("cpu")
+    assert "Error" in _cuda_backend.find_obstacle(operator, "cpu")
+
+
+def test_backend_follows_vessels_as_the_operators_do(backend, batch):
+    probs, mask = (tensor[:, :2, :, 1:].transpose(2, 4) for tensor in batch)
+    mask = mask | mask.roll(1, 2)
+    labels = mask.long() * torch.tensor([3, 5]).view(1, 2, 1, 1, 1)
+    for tensor in (mask, labels):
+        skeletons = backend.skeletonize(tensor)
+        assert skeletons.dtype == tensor.dtype
+        assert torch.equal(skeletons, ops.skeletonize(tensor.contiguous()))
+    assert torch.equal(backend.tube(mask, 1), ops.tube(mask.contiguous(), 1))
+    assert torch.equal(backend.local_thickness(mask, [3.0, 1.0, 1.0]), ops.local_thickness(mask, (3.0, 1.0, 1.0)))
+    iterations = torch.tensor([[0, 2], [1, 0]])
+    skeletons = backend.soft_skeleton(probs, iterations)
+    torch.testing.assert_close(skeletons, ops.soft_skeleton(probs.contiguous(), iterations))
+
+
+def test_backend_refuses_what_the_operators_refuse(backend):
+    labels = torch.tensor([[[[0, 1, 7]]]])
+    with pytest.raises(ValueError, match=r"0\.\.2, got 0\.\.7"):
+        backend.class_contacts(labels, 3, 8)
+    with pytest.raises(ValueError, match="0 or more, got -1"):
+        backend.soft_skeleton(labels.float(), torch.tensor([[-1]]))
+
+
+@pytest.mark.parametrize("shape", [(0, 1, 4, 4), (2, 1, 0, 4)])
+def test_backend_follows_no_vessels(backend, shape):
+    mask = torch.ones(shape, dtype=torch.bool)
+    counts = torch.zeros(shape[:2], dtype=torch.int64)
+    assert backend.skeletonize(mask).dtype == backend.tube(mask, 1).dtype == torch.bool
+    assert backend.distance(mask, [1.0, 1.0]).dtype == torch.float32
+    assert backend.local_thickness(mask, [1.0, 1.0]).shape == shape
+    assert backend.soft_skeleton(mask.float(), counts).shape == shape
+    assert backend.soft_skeleton_backward(mask.float(), mask.float(), counts).shape == shape
+    assert backend.class_contacts(mask.int(), 3, 8).tolist() == torch.zeros(shape[0], 3, 3).tolist()

@@ -1,5 +1,7 @@
 """Which code serves tensors on a GPU. The tensors here lie on the CPU: the choice does not look at them."""
 
+import importlib
+import inspect
 import logging
 import sys
 from types import SimpleNamespace
@@ -8,9 +10,11 @@ import pytest
 import torch
 
 from nnunet_imbal import _cuda_backend, ops
-from nnunet_imbal.ops import _run, overlap
+from nnunet_imbal.ops import _run, contacts, overlap, skeleton, thickness
 from nnunet_imbal.ops import cells as cells_op
 from nnunet_imbal.ops import labels as labels_op
+
+soft_skeleton_op = importlib.import_module("nnunet_imbal.ops.soft_skeleton")  # its function has the same name
 
 SPACING = [3.0, 1.0, 1.0]
 
@@ -27,13 +31,15 @@ def batch():
 def choose(monkeypatch):
     """Function (obstacle) -> the kernels chosen where a trial gives this result."""
     _run.gpu_kernels.cache_clear()
+    _run._warn.cache_clear()
 
     def choose(obstacle):
-        monkeypatch.setattr(_cuda_backend, "find_obstacle", lambda: obstacle)
-        return _run.gpu_kernels()
+        monkeypatch.setattr(_cuda_backend, "find_obstacle", lambda operator: obstacle)
+        return _run.gpu_kernels("component_cells")
 
     yield choose
     _run.gpu_kernels.cache_clear()
+    _run._warn.cache_clear()
 
 
 def test_kernels_that_pass_the_trial_are_used(choose, caplog):
@@ -58,21 +64,54 @@ def test_without_kernels_the_cpu_does_the_work_and_says_so_once(choose, batch, c
 def test_without_cuda_in_numba_the_cpu_does_the_work(choose, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "nnunet_imbal._cuda_backend", None)
     monkeypatch.delattr("nnunet_imbal._cuda_backend")
-    assert _run.gpu_kernels() is None
+    assert _run.gpu_kernels("component_cells") is None
     assert "_cuda_backend" in caplog.text
 
 
-def test_operators_call_the_kernels(monkeypatch, batch):
-    names = ("component_labels", "component_cells", "cell_overlap", "cell_overlap_backward")
-    kernels = SimpleNamespace(**{name: lambda *arguments, name=name: (name, *arguments) for name in names})
-    monkeypatch.setattr(_run, "gpu_kernels", lambda: kernels)
-    assert labels_op._labels_on_gpu(1, 2) == ("component_labels", 1, 2)
-    assert cells_op._cells_on_gpu(1, 2, 3) == ("component_cells", 1, 2, 3)
-    assert overlap._overlap_on_gpu(1, 2, 3) == ("cell_overlap", 1, 2, 3)
-    assert overlap._overlap_backward_on_gpu(1, 2, 3) == ("cell_overlap_backward", 1, 2, 3)
+def test_vessels_take_the_way_through_the_cpu(choose, batch):
+    choose("CudaSupportError: no libnvvm")
+    probs, mask, cells = batch
+    labels, counts = cells[:, :1], torch.tensor([[1, 2], [0, 1]])
+    assert torch.equal(skeleton._skeletonize_on_gpu(mask), ops.skeletonize(mask))
+    assert torch.equal(skeleton._tube_on_gpu(mask, 1), ops.tube(mask, 1))
+    assert torch.equal(thickness._distance_on_gpu(mask, SPACING), ops.distance(mask, SPACING))
+    assert torch.equal(thickness._local_thickness_on_gpu(mask, SPACING), ops.local_thickness(mask, SPACING))
+    assert torch.equal(contacts._contacts_on_gpu(labels, 99, 26), ops.class_contacts(labels, 99))
+    assert torch.equal(soft_skeleton_op._soft_skeleton_on_gpu(probs, counts), ops.soft_skeleton(probs, counts))
+    gradient = soft_skeleton_op._soft_skeleton_backward_on_gpu(probs, probs, counts)
+    assert torch.equal(gradient, torch.ops.imbal.soft_skeleton_backward(probs, probs, counts))
+
+
+CALLS = {
+    "cell_overlap": overlap._overlap_on_gpu,
+    "cell_overlap_backward": overlap._overlap_backward_on_gpu,
+    "class_contacts": contacts._contacts_on_gpu,
+    "component_cells": cells_op._cells_on_gpu,
+    "component_labels": labels_op._labels_on_gpu,
+    "distance": thickness._distance_on_gpu,
+    "local_thickness": thickness._local_thickness_on_gpu,
+    "skeletonize": skeleton._skeletonize_on_gpu,
+    "soft_skeleton": soft_skeleton_op._soft_skeleton_on_gpu,
+    "soft_skeleton_backward": soft_skeleton_op._soft_skeleton_backward_on_gpu,
+    "tube": skeleton._tube_on_gpu,
+}
+
+
+def test_every_kernel_is_called():
+    assert {"TorchDevice", "find_obstacle", *CALLS} == set(_cuda_backend.__all__)
+
+
+@pytest.mark.parametrize("operator", CALLS)
+def test_operators_call_the_kernels_that_were_tried(monkeypatch, operator):
+    tried = []
+    kernels = SimpleNamespace(**{operator: lambda *arguments: arguments})
+    monkeypatch.setattr(_run, "gpu_kernels", lambda name: tried.append(name) or kernels)
+    arguments = tuple(range(len(inspect.signature(CALLS[operator]).parameters)))
+    assert CALLS[operator](*arguments) == arguments
+    assert tried == [operator]
 
 
 def test_deterministic_algorithms_are_respected(monkeypatch, batch):
-    monkeypatch.setattr(_run, "gpu_kernels", lambda: SimpleNamespace())
+    monkeypatch.setattr(_run, "gpu_kernels", lambda name: SimpleNamespace())
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     torch.testing.assert_close(overlap._overlap_on_gpu(*batch), ops.cell_overlap(*batch))

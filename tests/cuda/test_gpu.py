@@ -16,7 +16,7 @@ SHAPE = (96, 96, 96)
 @pytest.fixture(scope="module", autouse=True)
 def trial():
     """Without numba-cuda there is nothing to test; with it, an obstacle is a fault."""
-    if obstacle := _cuda_backend.find_obstacle():
+    if obstacle := _cuda_backend.find_obstacle("component_cells"):
         pytest.skip(obstacle) if "Support" in obstacle else pytest.fail(obstacle)
 
 
@@ -69,6 +69,45 @@ def test_overlap_and_its_gradient(mask, dtype, soft):
         sums.square().mean().backward()
         results.append((sums.detach().cpu(), leaf.grad.cpu()))
     torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("operator", sorted(set(_cuda_backend.__all__) - {"TorchDevice", "find_obstacle"}))
+def test_trial(operator):
+    assert _cuda_backend.find_obstacle(operator) == ""
+
+
+@pytest.mark.parametrize("crop", [slice(None), slice(40, 41)], ids=["3-D", "one plane"])
+def test_skeletons_and_tubes(mask, crop):
+    volumes = mask[:, :, crop]
+    for _ in range(3):  # whichever thread is quicker
+        skeletons = ops.skeletonize(volumes.cuda())
+        assert torch.equal(skeletons.cpu(), ops.skeletonize(volumes))
+    assert torch.equal(ops.tube(skeletons).cpu(), ops.tube(skeletons.cpu()))
+
+
+def test_skeletons_of_classes_that_touch(mask):
+    labels = (mask * torch.tensor([1, 2, 3]).view(1, 3, 1, 1, 1)).amax(1, keepdim=True)
+    assert torch.equal(ops.skeletonize(labels.cuda()).cpu(), ops.skeletonize(labels))
+    assert torch.equal(ops.class_contacts(labels.cuda(), 4).cpu(), ops.class_contacts(labels, 4))
+
+
+@pytest.mark.parametrize("spacing", [[1.0, 1.0, 1.0], [3.0, 0.5, 1.5]])
+def test_depth_and_thickness(mask, spacing):
+    assert torch.equal(ops.distance(mask.cuda(), spacing).cpu(), ops.distance(mask, spacing))
+    assert torch.equal(ops.local_thickness(mask.cuda(), spacing).cpu(), ops.local_thickness(mask, spacing))
+
+
+@pytest.mark.parametrize("iterations", [0, 3, torch.tensor([[0, 1, 2], [3, 4, 5]])])
+def test_soft_skeleton_and_its_gradient(mask, iterations):
+    probs = torch.rand(mask.shape, generator=torch.Generator().manual_seed(2))
+    results = []
+    for device in ("cpu", "cuda"):
+        leaf = probs.to(device, copy=True).requires_grad_()
+        counts = iterations if isinstance(iterations, int) else iterations.to(device)
+        skeletons = ops.soft_skeleton(leaf, counts)
+        skeletons.square().sum().backward()
+        results.append((skeletons.detach().cpu(), leaf.grad.cpu()))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
 def test_kernels_wait_for_the_stream_in_which_torch_works(mask):
