@@ -8,7 +8,16 @@ from torch.autograd import gradcheck
 
 import numba_kernels
 from nnunet_imbal.errors import ConfigError
-from nnunet_imbal.ops import class_contacts, distance, erosion_depth, local_thickness, skeletonize, soft_skeleton, tube
+from nnunet_imbal.ops import (
+    calibre_sums,
+    class_contacts,
+    distance,
+    erosion_depth,
+    local_thickness,
+    skeletonize,
+    soft_skeleton,
+    tube,
+)
 from nnunet_imbal.ops.soft_skeleton import _by_pooling
 
 SPACING = (3.0, 1.0, 1.0)
@@ -203,12 +212,29 @@ class TestContacts:
             class_contacts(torch.full((1, 1, 4, 4), 3), 2)
 
 
+class TestCalibre:
+    """The values are compared with obvious loops where the cbDice loss is tested."""
+
+    @pytest.mark.parametrize("shape", [(6, 7, 8), (8, 9)])
+    def test_gradcheck(self, shape):
+        generator = torch.Generator().manual_seed(0)
+        target = torch.zeros(1, 2, *shape, dtype=torch.bool)
+        target[0, 0, 1:5, 1:6], target[0, 1, 2] = True, True
+        probs = (target * 0.4 + 0.55 * torch.rand(target.shape, generator=generator)).double()
+        assert gradcheck(lambda p: calibre_sums(p, target), (probs.requires_grad_(),))
+
+    def test_different_shapes_are_refused(self, probs, mask):
+        with pytest.raises(ConfigError, match=r"\(2, 3, 6, 7, 8\) and \(2, 2, 6, 7, 8\)"):
+            calibre_sums(probs, mask[:, :2])
+
+
 @pytest.mark.parametrize("shape", [(0, 2, 4, 4), (2, 0, 4, 4), (1, 1, 0, 4), (1, 2, 1, 1), (1, 1, 1, 1, 1)])
 def test_empty_and_tiny_tensors(shape):
     mask = torch.ones(shape, dtype=torch.bool)
     for found in (skeletonize(mask), tube(mask), distance(mask), local_thickness(mask)):
         assert found.shape == shape
     assert erosion_depth(mask).shape == shape[:2]
+    assert calibre_sums(mask.float(), mask).shape == (4, *shape[:2])
     for dtype in (torch.float32, torch.float64):
         probs = mask.to(dtype).requires_grad_()
         soft_skeleton(probs, 1).sum().backward()
@@ -238,6 +264,8 @@ def test_opcheck(probs, mask):
         torch.ops.imbal.distance: (mask, list(SPACING)),
         torch.ops.imbal.local_thickness: (mask, list(SPACING)),
         torch.ops.imbal.class_contacts: (labels, 2, 26),
+        torch.ops.imbal.calibre_sums: (probs, mask, list(SPACING)),
+        torch.ops.imbal.calibre_sums_backward: (torch.rand(4, 2, 3), probs.detach(), mask, list(SPACING)),
     }.items():
         torch.library.opcheck(operator.default, arguments)
 
@@ -248,7 +276,7 @@ def everything(probs, mask):
     line = skeletonize(mask)
     weights = distance(mask).clamp(max=9) + local_thickness(mask).clamp(max=9) + tube(line)
     contacts = class_contacts(mask[:, :1].long(), 2)
-    return (skeleton * weights).sum() + contacts.sum()
+    return (skeleton * weights).sum() + contacts.sum() + calibre_sums(probs, mask).sum()
 
 
 def test_compile_without_graph_break(probs, mask):

@@ -4,14 +4,17 @@ from nnunet_imbal.losses._base import SegmentationLoss
 from nnunet_imbal.losses.blob_ce import BlobCELoss, blob_ce_loss
 from nnunet_imbal.losses.blob_dice import BlobDiceLoss, blob_dice_loss
 from nnunet_imbal.losses.cat_tversky import CATverskyLoss, cat_tversky_loss
+from nnunet_imbal.losses.cbdice import CbDiceLoss, cbdice_loss
 from nnunet_imbal.losses.cc_ce import CCCELoss, cc_ce_loss
 from nnunet_imbal.losses.cc_dice import CCDiceLoss, cc_dice_loss
 from nnunet_imbal.losses.cc_dice_ce import CCDiceCELoss, cc_dice_ce_loss
+from nnunet_imbal.losses.cldice import ClDiceLoss, cldice_loss
 from nnunet_imbal.losses.combine import DeepSupervision, WeightedSum
 from nnunet_imbal.losses.instance_ce import InstanceCELoss, instance_ce_loss
 from nnunet_imbal.losses.inverse_size_ce import InverseSizeCELoss, inverse_size_ce_loss
 from nnunet_imbal.losses.inverse_size_dice import InverseSizeDiceLoss, inverse_size_dice_loss
 from nnunet_imbal.losses.lesion_mil import LesionMILLoss, lesion_mil_loss
+from nnunet_imbal.losses.skeleton_recall import SkeletonRecallLoss, skeleton_recall_loss, skeleton_tubes
 
 __all__ = [
     "BlobCELoss",
@@ -20,21 +23,28 @@ __all__ = [
     "CCCELoss",
     "CCDiceCELoss",
     "CCDiceLoss",
+    "CbDiceLoss",
+    "ClDiceLoss",
     "DeepSupervision",
     "InstanceCELoss",
     "InverseSizeCELoss",
     "InverseSizeDiceLoss",
     "LesionMILLoss",
     "SegmentationLoss",
+    "SkeletonRecallLoss",
     "WeightedSum",
     "blob_ce_loss",
     "blob_dice_loss",
     "cat_tversky_loss",
+    "cbdice_loss",
     "cc_ce_loss",
     "cc_dice_ce_loss",
     "cc_dice_loss",
+    "cldice_loss",
     "instance_ce_loss",
     "inverse_size_ce_loss",
     "inverse_size_dice_loss",
     "lesion_mil_loss",
+    "skeleton_recall_loss",
+    "skeleton_tubes",
 ]

@@ -4,6 +4,7 @@ They are registered with torch (namespace ``imbal``), so they work under ``torch
 a GPU there are kernels in ``_cuda_backend`` and, where those do not run, torch formulas or a way through the CPU.
 """
 
+from nnunet_imbal.ops.calibre import calibre_sums
 from nnunet_imbal.ops.cells import component_cells
 from nnunet_imbal.ops.contacts import class_contacts
 from nnunet_imbal.ops.cross_entropy import one_vs_rest_cross_entropy
@@ -15,6 +16,7 @@ from nnunet_imbal.ops.soft_skeleton import erosion_depth, soft_skeleton
 from nnunet_imbal.ops.thickness import distance, local_thickness
 
 __all__ = [
+    "calibre_sums",
     "cell_overlap",
     "class_contacts",
     "component_cells",

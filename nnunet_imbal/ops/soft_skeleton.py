@@ -87,16 +87,21 @@ def _counts(iterations: int | Tensor, probs: Tensor) -> Tensor:
     return torch.full(probs.shape[:2], iterations, dtype=torch.int64)  # on the CPU: a GPU would be waited for
 
 
+def _channels(tensor: Tensor) -> list[NDArray[np.float32]]:
+    """Views of all channels: to flatten probabilities that lack their background would copy them."""
+    return [channel.numpy() for sample in tensor.detach() for channel in sample]
+
+
 @torch.library.custom_op("imbal::soft_skeleton", mutates_args=(), device_types="cpu")
 def _soft_skeleton(probs: Tensor, iterations: Tensor) -> Tensor:
-    items, counts = probs.detach().flatten(0, 1).numpy(), iterations.flatten().tolist()
-    skeletons = np.empty(items.shape, np.float32)
+    out = torch.empty_like(probs, memory_format=torch.contiguous_format)
+    items, slots, counts = _channels(probs), _channels(out), iterations.flatten().tolist()
 
     def fill(i: int) -> None:
-        skeletons[i] = numba_kernels.soft_skeleton(items[i], counts[i])
+        slots[i][:] = numba_kernels.soft_skeleton(items[i], counts[i])
 
     _run.for_each(fill, range(len(items)))
-    return torch.from_numpy(skeletons).reshape(probs.shape)
+    return out
 
 
 @_soft_skeleton.register_kernel("cuda")
@@ -112,20 +117,23 @@ def _through_host(probs: Tensor, iterations: Tensor) -> Tensor:
 
 @_soft_skeleton.register_fake
 def _soft_skeleton_fake(probs: Tensor, iterations: Tensor) -> Tensor:
-    return probs.new_empty(probs.shape)
+    return torch.empty_like(probs, memory_format=torch.contiguous_format)
 
 
 @torch.library.custom_op("imbal::soft_skeleton_backward", mutates_args=(), device_types="cpu")
 def _soft_skeleton_backward(grad: Tensor, probs: Tensor, iterations: Tensor) -> Tensor:
-    grads, items = (tensor.detach().flatten(0, 1).numpy() for tensor in (grad, probs))
+    out = torch.empty_like(probs, memory_format=torch.contiguous_format)
+    grads, items, slots = _channels(grad), _channels(probs), _channels(out)
     counts = iterations.flatten().tolist()
-    out = np.empty(items.shape, np.float32)
 
     def fill(i: int) -> None:
-        out[i] = numba_kernels.soft_skeleton_backward(grads[i], items[i], counts[i])
+        slots[i][:] = numba_kernels.soft_skeleton_backward(grads[i], items[i], counts[i])
 
-    _run.for_each(fill, range(len(items)))
-    return torch.from_numpy(out).reshape(probs.shape)
+    # Each item needs a dozen volumes meanwhile: a quarter at a time costs no more than three times all items.
+    few = max(len(items) // 4, 1)
+    for first in range(0, len(items), few):
+        _run.for_each(fill, range(first, min(first + few, len(items))))
+    return out
 
 
 @_soft_skeleton_backward.register_kernel("cuda")
@@ -143,7 +151,7 @@ def _backward_through_host(grad: Tensor, probs: Tensor, iterations: Tensor) -> T
 
 @_soft_skeleton_backward.register_fake
 def _soft_skeleton_backward_fake(grad: Tensor, probs: Tensor, iterations: Tensor) -> Tensor:
-    return probs.new_empty(probs.shape)
+    return torch.empty_like(probs, memory_format=torch.contiguous_format)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:

@@ -1,0 +1,67 @@
+"""What losses for vessels share: sums over voxels, precision against sensitivity, all classes as one tree."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nnunet_imbal.losses._reduce import reduce_components
+
+__all__ = ["average_classes", "check_spacing", "merge_classes", "present_classes", "shortfall", "total"]
+
+
+def total(values: Tensor, batch: bool) -> Tensor:
+    """Sum over voxels: ``(B, C, *S)`` -> ``(B, C)``, or ``(1, C)`` with the batch as one sample."""
+    sums = values.flatten(2).sum(2)
+    return sums.sum(0, keepdim=True) if batch else sums
+
+
+def present_classes(target: Tensor, batch: bool) -> Tensor:
+    """Which classes hold a voxel: bool ``(B, C)``, or ``(1, C)`` with the batch as one sample."""
+    present = target.flatten(2).any(2)
+    return present.any(0, keepdim=True) if batch else present
+
+
+def shortfall(precision: Tensor, sensitivity: Tensor) -> Tensor:
+    """What the harmonic mean of precision and sensitivity lacks to 1; all of it where both are 0."""
+    both = precision + sensitivity
+    return 1 - 2 * precision * sensitivity / torch.where(both > 0, both, 1)
+
+
+def average_classes(loss: Tensor, present: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
+    """Mean over the classes present in a sample, then over samples with a class; ``(B, C)`` with ``"none"``."""
+    return reduce_components(loss.unsqueeze(2), present.unsqueeze(2), weight=weight, reduction=reduction)
+
+
+def merge_classes(probs: Tensor, target: Tensor, exclusive: bool) -> tuple[Tensor, Tensor]:
+    """All classes as one vessel tree, ``(B, 1, *S)`` each.
+
+    For exclusive classes the probability is that of the strongest class against background, ``p / (p + p_0)``, which
+    is above one half exactly where the network would not say background; for overlapping regions it is the largest.
+
+    Args:
+        probs: ``(B, C, *S)`` probabilities without background.
+        target: ``(B, C, *S)`` bool.
+        exclusive: the probabilities are a softmax without its channel 0.
+
+    Example:
+        >>> probs = torch.tensor([0.4, 0.2]).reshape(1, 2, 1, 1)
+        >>> round(merge_classes(probs, probs > 0.3, exclusive=True)[0].item(), 6)
+        0.5
+    """
+    merged = probs.amax(1, keepdim=True)
+    if exclusive:
+        background = (1 - probs.sum(1, keepdim=True)).clamp(min=0)
+        merged = merged / (merged + background)
+    return merged, target.any(1, keepdim=True)
+
+
+def check_spacing(spacing: Sequence[float] | None) -> tuple[float, ...] | None:
+    """Voxel size as a tuple of 2 or 3 positive numbers of mm, or None.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if spacing is not None and not (len(spacing) in (2, 3) and all(0 < mm < float("inf") for mm in spacing)):
+        raise ValueError(f"spacing must be 2 or 3 positive numbers of mm, got {spacing!r}")
+    return None if spacing is None else tuple(float(mm) for mm in spacing)
