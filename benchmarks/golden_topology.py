@@ -6,9 +6,9 @@ project (it carries no licence); only numbers are kept, and the cases that gave 
     git clone https://github.com/CoWBenchmark/TopCoW_Eval_Metrics topcow      # commit 25ca839
     python3.11 -m venv peer
     peer/bin/pip install numpy==1.25.2 pandas==2.0.3 scikit-image==0.21.0 SimpleITK==2.2.1 scikit-learn pyyaml
-    peer/bin/python benchmarks/golden_topology.py ask topcow --out tests/metrics/golden_topology.json
+    peer/bin/python benchmarks/golden_topology.py ask topcow --out tests/metrics/golden/topology.json
     peer/bin/python benchmarks/golden_topology.py ask topcow --test-cases --out peer_own_cases.json
-    python benchmarks/golden_topology.py compare tests/metrics/golden_topology.json
+    python benchmarks/golden_topology.py compare tests/metrics/golden/topology.json
     python benchmarks/golden_topology.py compare peer_own_cases.json --source topcow
 """
 

@@ -75,6 +75,9 @@ def evaluate(
         str | None,
         typer.Option(help="Also score lesions as a challenge does: brats2023-{gli,ssa,ped,men,met}, brats-mets2026."),
     ] = None,
+    topology: Annotated[
+        bool, typer.Option("--topology", help="Also ask whether vessels are whole: clDice, Betti errors, contacts.")
+    ] = False,
 ) -> None:
     """Measure predictions: per class, per case and per lesion."""
     from nnunet_imbal.evaluation import EvaluationSettings, evaluate_folders, print_summary
@@ -86,6 +89,7 @@ def evaluate(
         matching_metric=match_metric,  # type: ignore[arg-type]
         matching_threshold=match_threshold,
         lesion_rule=lesion_rule,
+        topology=topology,
     )
     result = evaluate_folders(
         prediction, reference, json, dataset_json=dataset_json, settings=settings, workers=workers

@@ -27,6 +27,7 @@ from scipy.ndimage import find_objects
 
 from nnunet_imbal._lesion_scores import LESION_RULES, lesionwise_entry, number, panoptic_entry
 from nnunet_imbal._progress import track
+from nnunet_imbal._topology_scores import topology_entry, vessel_tree_entry
 from nnunet_imbal._version import __version__
 from nnunet_imbal.errors import ConfigError, DataError, ImbalError, LabelError
 from nnunet_imbal.io import Volume, check_same_geometry, list_label_files, read_label, write_atomically
@@ -67,6 +68,12 @@ _LESION_COLUMNS = (
     ("PQ\nDice", "panoptic.pq_dsc"),
 )
 _RULE_COLUMNS = (("LW\nDice", "lesionwise.dice"), ("LW\nHD95", "lesionwise.hd95_mm"))
+_TOPOLOGY_COLUMNS = (
+    ("clDice", "cldice"),
+    ("pieces\noff by", "b0_error"),
+    ("tunnels\noff by", "b1_error"),
+    ("cavities\noff by", "b2_error"),
+)
 _COUNTS = ("true_positives", "false_positives", "false_negatives")
 
 
@@ -82,6 +89,7 @@ class EvaluationSettings:
         matching_threshold: Lowest score of a match there, included.
         lesion_rule: Also score by the rule of a challenge: "brats2023-gli", "-ssa", "-ped", "-men", "-met" or
             "brats-mets2026".
+        topology: Also ask whether vessels are whole: clDice, Betti errors and contacts between classes.
 
     Raises:
         ConfigError: The tolerance is negative or not finite, the threshold lies outside 0..1, or a word or number is
@@ -94,6 +102,7 @@ class EvaluationSettings:
     matching_metric: MatchingMetric = "iou"
     matching_threshold: float = 0.5
     lesion_rule: str | None = None
+    topology: bool = False
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.tolerance_mm) and self.tolerance_mm >= 0):
@@ -150,7 +159,8 @@ def evaluate_folders(
         What the file holds. Numbers that are not defined are None (null in the file): Dice and surface Dice if a
         class is in neither map (0 if it is in one of them), the distance also if it is in one of them, recall and
         CC-Dice without lesions, precision without predicted components, panoptic quality without either. The key
-        ``lesionwise`` of a class is None without a rule. Sizes are in mm³, distances in mm, indices and spacings in
+        ``lesionwise`` of a class is None without a rule, ``topology`` (also of a case: all classes merged, with their
+        contacts) unless asked for. Sizes are in mm³, distances in mm, indices and spacings in
         the order Z, Y, X. Mean, median and (population) standard deviation run over the ``n`` cases with a value;
         recall, precision and F1 of the summary count the lesions of all cases together.
 
@@ -179,6 +189,7 @@ def evaluate_folders(
         "cases": cases,
         "summary": summary,
         "mean_foreground_dice": _statistics([s["dice"]["mean"] for s in summary.values()])["mean"],
+        "topology": _summarise_scores([case["topology"] for case in cases if case["topology"]]),
     }
     write_atomically(out, json.dumps(result, indent=1, allow_nan=False) + "\n")
     return result
@@ -244,7 +255,7 @@ def print_summary(result: Json, console: Console | None = None) -> None:
         shares = [_text(s[key]) for key in ("recall", "precision", "f1", "false_positives_per_case")]
         table.add_row(name, *means, f"{s['detected']}/{s['lesions']}", *shares)
     console = console or Console()
-    console.print(table, _lesion_table(result))
+    console.print(table, _lesion_table(result), *([_topology_table(result)] if result["topology"] else ()))
 
 
 def _lesion_table(result: Json) -> Table:
@@ -260,6 +271,20 @@ def _lesion_table(result: Json) -> Table:
         table.add_column(heading, justify="right")
     for name, summary in result["summary"].items():
         table.add_row(name, *(_text(_look_up(summary, path)["mean"]) for _, path in columns))
+    return table
+
+
+def _topology_table(result: Json) -> Table:
+    """Are the vessels whole? Means over the cases."""
+    merged = result["topology"]
+    title = f"Topology; classes that touch: F1 {_text(merged['contact_f1']['mean'])}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("class", overflow="fold")
+    for heading, _ in _TOPOLOGY_COLUMNS:
+        table.add_column(heading, justify="right")
+    rows = {name: summary["topology"] for name, summary in result["summary"].items()} | {"all as one": merged}
+    for name, scores in rows.items():
+        table.add_row(name, *(_text(scores[key]["mean"]) for _, key in _TOPOLOGY_COLUMNS))
     return table
 
 
@@ -366,6 +391,7 @@ def _evaluate_case(pair: tuple[str, Path, Path], labels: DatasetLabels, settings
         "shape": list(ref.array.shape),
         "spacing_mm": list(ref.spacing),
         "classes": classes,
+        "topology": vessel_tree_entry(*_in_the_plane(pred.array, ref.array, ref)[:2]) if settings.topology else None,
     }
 
 
@@ -394,7 +420,7 @@ def _union(boxes: list[Box]) -> Box:
 def _measure_class(
     pred: NDArray[np.bool_], ref: NDArray[np.bool_], box: Box, volume: Volume, settings: EvaluationSettings
 ) -> Json:
-    voxel = math.prod(volume.spacing)
+    voxel, corner = math.prod(volume.spacing), [side.start for side in box]
     plane = _in_the_plane(pred, ref, volume)
     surfaces = surface_distances(*plane)
     match = match_lesions(pred, ref, settings.connectivity)
@@ -407,19 +433,20 @@ def _measure_class(
         "cc_dice": number(cells.mean()),
         "volume_reference_mm3": int(ref.sum()) * voxel,
         "volume_prediction_mm3": int(pred.sum()) * voxel,
-        **_describe_match(match, cells, [side.start for side in box], voxel),
+        **_describe_match(match, cells, corner, voxel),
         "panoptic": panoptic_entry(pred, ref, *matching),
         "lesionwise": lesionwise_entry(*plane, settings.lesion_rule) if settings.lesion_rule else None,
+        "topology": topology_entry(*plane[:2], corner[-plane[0].ndim :]) if settings.topology else None,
     }
 
 
 def _in_the_plane(
-    pred: NDArray[np.bool_], ref: NDArray[np.bool_], volume: Volume
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_], tuple[float, ...]]:
+    pred: NDArray[Any], ref: NDArray[Any], volume: Volume
+) -> tuple[NDArray[Any], NDArray[Any], tuple[float, ...]]:
     """A single slice is measured as a picture; as a volume it would consist of border only."""
     if volume.array.shape[0] > 1:
         return pred, ref, volume.spacing
-    flat = pred.reshape(pred.shape[-2:]) if pred.size else np.zeros((0, 0), bool)
+    flat = pred.reshape(pred.shape[-2:]) if pred.size else np.zeros((0, 0), pred.dtype)
     return flat, ref.reshape(flat.shape), volume.spacing[1:]
 
 
@@ -475,6 +502,7 @@ def _summarise(cases: list[Json]) -> Json:
         "recall_by_size": _size_table(lesions),
         "panoptic": _summarise_scores([case["panoptic"] for case in cases]),
         "lesionwise": _summarise_scores([case["lesionwise"] for case in cases if case["lesionwise"]]),
+        "topology": _summarise_scores([case["topology"] for case in cases if case["topology"]]),
     }
 
 

@@ -61,7 +61,8 @@ def cldice(pred: Mask, ref: Mask, *, compat: Literal["skimage-0.26"] | None = No
 
     Source:
         Shit et al., CVPR 2021, arXiv 2003.07311, published. The centre line is that of
-        `numba_kernels.skeletonize`; another thinning moves it by a voxel and the score by some hundredths.
+        `numba_kernels.skeletonize`; another thinning moves it by a voxel and the score by some hundredths, and so
+        does cutting both masks at an odd index, as even and odd voxels are thinned in turn.
     """
     check_pair(pred, ref)
     return ClDice(_covered(pred, ref, compat), _covered(ref, pred, compat))

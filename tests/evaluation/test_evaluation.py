@@ -83,6 +83,7 @@ def test_file_holds_what_is_returned(folders):
         "matching_metric": "iou",
         "matching_threshold": 0.5,
         "lesion_rule": None,
+        "topology": False,
     }
     assert result["prediction_folder"] == str(predicted.resolve())
     assert [case["case"] for case in result["cases"]] == ["a", "b"]

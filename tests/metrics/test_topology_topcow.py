@@ -9,7 +9,7 @@ from nnunet_imbal.errors import DataError, GeometryError, LabelError
 from nnunet_imbal.metrics import CowVessel, topcow_scores, topcow_summary
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "golden_topology.py"
-GOLDEN = json.loads(Path(__file__).with_name("golden_topology.json").read_text(encoding="utf-8"))
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "topology.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
