@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-__all__ = ["PATIENTS", "RANDOM_2D", "RANDOM_3D", "Case", "checksum", "random_case", "real_case"]
+__all__ = ["PATIENTS", "RANDOM_2D", "RANDOM_3D", "Case", "checksum", "large_case", "random_case", "real_case"]
 
 Mask = NDArray[np.bool_]
 PATIENTS = (*range(1, 19), 20, 26)
@@ -55,6 +55,21 @@ def real_case(folder: str | Path, patient: int) -> Case:
     middle = np.median(np.argwhere(mask), axis=0).astype(int)
     ref = mask[tuple(slice(max(m - WINDOW // 2, 0), m + WINDOW // 2) for m in middle)]
     return Case(spoil(ref, np.random.default_rng(patient)), ref, (1.0, 1.0, 1.0))
+
+
+def large_case(shape: tuple[int, int, int] = (240, 240, 155), lesions: int = 100) -> Case:
+    """A brain-sized grid with many round lesions of 1 to about 2000 voxels, half of them below 30."""
+    rng = np.random.default_rng(0)
+    ref = np.zeros(shape, bool)
+    for radius in 0.6 * 13 ** rng.random(lesions) ** 1.5:
+        size = int(radius) + 1
+        middle = [int(rng.integers(30, n - 30)) for n in shape]
+        grid = np.indices([2 * size + 1] * 3) - size
+        ref[tuple(slice(m - size, m + size + 1) for m in middle)] |= (grid**2).sum(axis=0) <= radius**2
+    pred = np.zeros_like(ref)
+    inside = tuple(slice(20, n - 20) for n in shape)
+    pred[inside] = spoil(ref[inside], rng)
+    return Case(pred, ref, (1.0, 1.0, 1.0))
 
 
 def spoil(ref: Mask, rng: np.random.Generator) -> Mask:
