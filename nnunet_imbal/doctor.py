@@ -50,11 +50,14 @@ def kernels():
 def gpu():
     import torch
     return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+def gpu_kernels():
+    from nnunet_imbal._cuda_backend import find_obstacle
+    return find_obstacle("component_cells") if gpu() else ""
 def trainer():
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
     import sys
     return sys.modules[recursive_find_trainer_class_by_name("ImbalTrainer").__module__].__file__
-steps = (torchvision, monai, gpu, trainer, kernels)
+steps = (torchvision, monai, gpu, gpu_kernels, trainer, kernels)
 print("\\n" + json.dumps({step.__name__: attempt(step) for step in steps}))
 """
 
@@ -177,7 +180,7 @@ def _run_probe() -> dict[str, dict[str, str]]:
         failure = f"no answer within {_PROBE_SECONDS} s"
     except (IndexError, ValueError):
         failure = f"Python ended with status {done.returncode}: {done.stderr.strip()[-300:]}"
-    return {name: {"error": failure} for name in ("torchvision", "monai", "gpu", "trainer", "kernels")}
+    return {name: {"error": failure} for name in ("torchvision", "monai", "gpu", "gpu_kernels", "trainer", "kernels")}
 
 
 def _mechanism() -> Finding:
@@ -245,11 +248,11 @@ def _gpu(probe: Mapping[str, Mapping[str, str]]) -> Finding:
         return Finding("GPU", "problem", result["error"][:200], "reinstall torch: see pytorch.org, Get started")
     if not result["value"]:
         return Finding("GPU", "warn", "torch sees none", "training on the CPU works, but is slow")
-    try:
-        return Finding("GPU", "ok", f"{result['value']}, numba-cuda {metadata.version('numba-cuda')}")
-    except metadata.PackageNotFoundError:
-        cure = 'for kernels on the GPU: pip install "nnunet-imbal[cuda12]" (or cuda13)'
-        return Finding("GPU", "warn", f"{result['value']}, but no numba-cuda: kernels run on the CPU", cure)
+    trial = probe["gpu_kernels"]
+    if not (obstacle := trial.get("error") or trial.get("value")):
+        return Finding("GPU", "ok", f"{result['value']}, on which the kernels run")
+    cure = 'pip install "nnunet-imbal[cuda12]" (or cuda13), see docs/gpu.md; until then kernels run on the CPU'
+    return Finding("GPU", "warn", f"{result['value']}, but the kernels do not run on it: {obstacle[:300]}", cure)
 
 
 def _nnunet_path(name: str, environment: Mapping[str, str]) -> Finding:

@@ -9,6 +9,7 @@ HEALTHY = {
     "torchvision": {"value": "0.29.2"},
     "monai": {"value": "1.6.1"},
     "gpu": {"value": ""},
+    "gpu_kernels": {"value": ""},
     "trainer": {"value": "/site-packages/trainers/imbal_trainer.py"},
     "kernels": {"value": "ready"},
 }
@@ -51,6 +52,17 @@ def test_torchvision_of_another_build_is_recognised(diagnose):
 def test_unwritable_cache_is_a_warning(diagnose):
     error = {"error": "RuntimeWarning: no writable folder. Set NUMBA_CACHE_DIR to a writable folder."}
     assert diagnose(kernels=error)["kernels"].status == "warn"
+
+
+def test_gpu_is_judged_by_a_trial_of_the_kernels(diagnose):
+    gpu = {"value": "NVIDIA H100"}
+    assert diagnose(gpu=gpu)["GPU"].status == "ok"
+    for trial in ({"error": "ImportError: no numba-cuda"}, {"value": "CudaSupportError: no numba-cuda"}):
+        finding = diagnose(gpu=gpu, gpu_kernels=trial)["GPU"]
+        assert finding.status == "warn"
+        assert "NVIDIA H100" in finding.what
+        assert "no numba-cuda" in finding.what
+        assert "cuda12" in finding.cure
 
 
 def test_foreign_trainers_package_is_named(diagnose, monkeypatch, tmp_path):
