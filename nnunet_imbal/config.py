@@ -22,12 +22,14 @@ class Term:
         weight: factor, at least 0; a term of weight 0 is not computed at all.
         kwargs: constructor words of the loss, e.g. ``{"connectivity": 6}``.
         from_epoch: first epoch in which the term counts.
+        ramp_epochs: epochs in which its weight then grows from 0 to ``weight`` in equal steps.
     """
 
     loss: str
     weight: float = 1.0
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     from_epoch: int = 0
+    ramp_epochs: int = 0
 
     @classmethod
     def from_dict(cls, entry: Any) -> "Term":
@@ -46,7 +48,8 @@ class Term:
             raise ConfigError(f"weight of {name} must be a finite number of at least 0, got {weight}")
         kwargs = _typed("kwargs", values.get("kwargs", {}), Mapping)
         from_epoch = _typed("from_epoch", values.get("from_epoch", 0), int)
-        return cls(name, weight, dict(kwargs), from_epoch)
+        ramp_epochs = _count("ramp_epochs", values.get("ramp_epochs", 0), 0)
+        return cls(name, weight, dict(kwargs), from_epoch, ramp_epochs)
 
 
 @dataclass(frozen=True)

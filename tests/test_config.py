@@ -21,6 +21,8 @@ from nnunet_imbal.registry import register_loss
         ({"terms": [{"loss": "cc_dice", "weight": -1}]}, "at least 0"),
         ({"terms": [{"loss": "cc_dice", "weight": float("nan")}]}, "finite"),
         ({"terms": [{"loss": "cc_dice", "weight": True}]}, "got True"),
+        ({"terms": [{"loss": "cc_dice", "ramp_epochs": -1}]}, "ramp_epochs must be at least 0"),
+        ({"terms": [{"loss": "cc_dice", "ramp_epochs": 1.5}]}, "ramp_epochs must be of type int"),
         ({"terms": [{"loss": "os.system"}]}, "unknown loss"),
         ({"terms": [{"loss": 3}]}, "loss must be of type str"),
         ({"terms": {"loss": "cc_dice"}}, "terms must be of type list"),

@@ -4,6 +4,8 @@ from trainers.imbal_trainer import ImbalTrainer
 from trainers.variants import (
     ImbalTrainer_5epochs,
     ImbalTrainer_demo,
+    ImbalTrainerBlob,
+    ImbalTrainerCATMIL,
     ImbalTrainerCC,
     ImbalTrainerCCSampler,
     ImbalTrainerSampler,
@@ -12,6 +14,8 @@ from trainers.variants import (
 __distribution__ = "nnunet-imbal"
 __all__ = [
     "ImbalTrainer",
+    "ImbalTrainerBlob",
+    "ImbalTrainerCATMIL",
     "ImbalTrainerCC",
     "ImbalTrainerCCSampler",
     "ImbalTrainerSampler",

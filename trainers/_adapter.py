@@ -38,7 +38,15 @@ class ActiveTerm:
     name: str
     weight: float
     from_epoch: int
+    ramp_epochs: int
     loss: SegmentationLoss
+
+    def weight_in(self, epoch: int) -> float:
+        """Weight in one epoch: 0 before the first one, then growing to the full weight."""
+        age = epoch - self.from_epoch
+        if age < 0:
+            return 0.0
+        return self.weight * min(age / self.ramp_epochs, 1) if self.ramp_epochs else self.weight
 
 
 class ImbalLoss(nn.Module):
@@ -70,11 +78,11 @@ class ImbalLoss(nn.Module):
             parts.append(self._note("nnunet", self.host(output, target)))
         else:
             parts.append(_connected_zero(output))
-        terms = [term for term in self.terms if self.epoch >= term.from_epoch]
+        terms = [(term, weight) for term in self.terms if (weight := term.weight_in(self.epoch))]
         if terms:
             logits = _full_resolution(output)
             labels, mask = self.labels.split_target(_full_resolution(target))
-            parts += [self._note(t.name, t.weight * t.loss(logits, labels, mask)) for t in terms]
+            parts += [self._note(t.name, weight * t.loss(logits, labels, mask)) for t, weight in terms]
         return parts[0] if len(parts) == 1 else torch.stack([part.float() for part in parts]).sum()
 
     def _note(self, name: str, value: Tensor) -> Tensor:
@@ -98,7 +106,8 @@ def build_terms(config: ImbalConfig, labels: LabelSpec, spacing: Sequence[float]
         options: dict[str, Any] = {**labels.activation(), **term.kwargs}
         if cls.uses_spacing:
             options.setdefault("spacing", tuple(spacing))
-        terms.append(ActiveTerm(term.loss, term.weight, term.from_epoch, build_loss(term.loss, **options)))
+        loss = build_loss(term.loss, **options)
+        terms.append(ActiveTerm(term.loss, term.weight, term.from_epoch, term.ramp_epochs, loss))
     return terms
 
 
@@ -123,7 +132,9 @@ def describe(config: ImbalConfig) -> str:
     """One line for the training log."""
     parts = ["nnU-Net's own loss"] if config.base == "nnunet" else []
     parts += [
-        f"{t.weight:g} x {t.loss}" + (f" from epoch {t.from_epoch}" if t.from_epoch else "")
+        f"{t.weight:g} x {t.loss}"
+        + (f" from epoch {t.from_epoch}" if t.from_epoch else "")
+        + (f", growing for {t.ramp_epochs} epochs" if t.ramp_epochs else "")
         for t in config.terms
         if t.weight
     ]

@@ -3,6 +3,8 @@
 from trainers.imbal_trainer import ImbalTrainer
 
 __all__ = [
+    "ImbalTrainerBlob",
+    "ImbalTrainerCATMIL",
     "ImbalTrainerCC",
     "ImbalTrainerCCSampler",
     "ImbalTrainerSampler",
@@ -15,6 +17,23 @@ class ImbalTrainerCC(ImbalTrainer):
     """Dice + CE + CC-Dice, also when `ImbalTrainer` one day chooses its terms from the data."""
 
     imbal = {"terms": [{"loss": "cc_dice"}]}  # noqa: RUF012
+
+
+class ImbalTrainerBlob(ImbalTrainer):
+    """Dice + CE + blob loss with Dice: each lesion against the background, the other lesions hidden."""
+
+    imbal = {"terms": [{"loss": "blob_dice"}]}  # noqa: RUF012
+
+
+class ImbalTrainerCATMIL(ImbalTrainer):
+    """Dice + CE + CATMIL with its published weights: component-adaptive Tversky warmed up, lesion MIL at 0.2."""
+
+    imbal = {  # noqa: RUF012
+        "terms": [
+            {"loss": "cat_tversky", "weight": 0.1, "ramp_epochs": 50},
+            {"loss": "lesion_mil", "weight": 0.2},
+        ]
+    }
 
 
 class ImbalTrainerSampler(ImbalTrainer):

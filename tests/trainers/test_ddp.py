@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 pytestmark = [pytest.mark.slow, pytest.mark.ddp]
 STEPS = 20
+LOSSES = ("cc_dice", "cc_dice_ce", "blob_dice", "instance_ce", "cat_tversky", "lesion_mil")
 
 
 class TwoLevels(nn.Module):
@@ -39,7 +40,7 @@ def _rank(rank, folder, base):
     options = {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": True}
     host = DC_and_CE_loss(options, {}, weight_ce=1, weight_dice=1, dice_class=MemoryEfficientSoftDiceLoss)
     host = DeepSupervisionWrapper(host, (1, 1e-6)) if base == "nnunet" else None
-    config = ImbalConfig.from_dict({"base": base, "terms": [{"loss": "cc_dice"}]})
+    config = ImbalConfig.from_dict({"base": base, "terms": [{"loss": name, "weight": 0.2} for name in LOSSES]})
     loss = ImbalLoss(host, build_terms(config, LabelSpec(), (1.0, 1.0, 1.0)), LabelSpec())
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     for step in range(STEPS):

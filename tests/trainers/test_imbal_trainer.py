@@ -138,6 +138,11 @@ class TestWithData:
         _train(late)
         assert set(late.loss.values) == {"nnunet"}
 
+    def test_a_term_grows_to_its_weight(self, make):
+        trainer = make(imbal={"terms": [{"loss": "cc_dice", "weight": 0.6, "from_epoch": 2, "ramp_epochs": 3}]})
+        (term,) = trainer._imbal_terms()
+        assert [term.weight_in(epoch) for epoch in range(7)] == pytest.approx([0, 0, 0, 0.2, 0.4, 0.6, 0.6])
+
     def test_R41_resume_equals_an_uninterrupted_run(self, make, tmp_path, monkeypatch):
         whole = make(ImbalTrainerSeeded)
         torch.manual_seed(0)
