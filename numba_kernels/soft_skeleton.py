@@ -12,7 +12,10 @@ __all__ = ["soft_skeleton", "soft_skeleton_backward"]
 
 Volume = NDArray[np.float32]
 
+_KEPT = 10  # iterations whose states are all kept: up to 30 volumes, at most twice what the square root would take
+
 ZERO, ONE = np.float32(0), np.float32(1)
+UNIT = np.uint64(1)  # unsigned, as all places in a row: no test for negative ones inside the loops
 
 
 def soft_skeleton(probs: NDArray[Any], iterations: int) -> Volume:
@@ -58,7 +61,7 @@ def soft_skeleton_backward(grad: NDArray[Any], probs: NDArray[Any], iterations: 
     Where several voxels are equally extreme, one of them takes the whole gradient: of the largest the first in
     memory order; of the smallest the middle voxel, else the first in memory order. A maximum with 0 passes nothing
     on at 0. The states on the way are computed again from about ``sqrt(iterations)`` of them that are kept, so memory
-    is about ``4 * sqrt(iterations) + 7`` float32 volumes.
+    is about ``4 * sqrt(iterations) + 7`` float32 volumes; up to 10 iterations all are kept, ``2 * iterations + 9``.
 
     Args:
         grad: Gradient of the skeleton, float of the shape of ``probs``.
@@ -83,7 +86,7 @@ def soft_skeleton_backward(grad: NDArray[Any], probs: NDArray[Any], iterations: 
     grad_skeleton = _check(grad, iterations).copy()
     if volume.size == 0:
         return np.zeros(probs.shape, np.float32)
-    stride = math.isqrt(iterations) + 1
+    stride = max(math.isqrt(iterations), min(iterations, _KEPT)) + 1
     starts = range(0, iterations + 1, stride)
     kept = _states(volume, len(starts), stride)
     steps = np.empty((2, stride + 1, *volume.shape), np.float32)
@@ -136,45 +139,45 @@ def _step(volume: Volume, skeleton: Volume, eroded: Volume, next_skeleton: Volum
     _add_ridges(volume, eroded, skeleton, next_skeleton)
 
 
+# Rows are named by plane and number, not cut out as arrays of their own: a view costs as much as treating 100 voxels.
+
+
 @kernel
 def _erode(volume: Volume, out: Volume) -> None:
     planes, height, _ = volume.shape
     for z in range(planes):
-        for y in range(height):
-            row = out[z, y]
-            row[:] = volume[z, y]
-            _lower(row, volume[max(z - 1, 0), y])
-            _lower(row, volume[min(z + 1, planes - 1), y])
-            _lower(row, volume[z, max(y - 1, 0)])
-            _lower(row, volume[z, min(y + 1, height - 1)])
-            _lower(row[1:], volume[z, y, :-1])
-            _lower(row[:-1], volume[z, y, 1:])
+        below, above = volume[max(z - 1, 0)], volume[min(z + 1, planes - 1)]
+        _erode_plane(volume[z], below, above, out[z], height)
 
 
 @kernel
-def _lower(row: Volume, other: Volume) -> None:
-    for x in range(row.size):
-        row[x] = min(row[x], other[x])
-
-
-@kernel
-def _raise(row: Volume, other: Volume) -> None:
-    for x in range(row.size):
-        row[x] = max(row[x], other[x])
+def _erode_plane(plane: Volume, below: Volume, above: Volume, out: Volume, height: int) -> None:
+    last = np.uint64(plane.shape[1] - 1)
+    for row in range(height):
+        y, front, back = np.uint64(row), np.uint64(max(row - 1, 0)), np.uint64(min(row + 1, height - 1))
+        for x in range(last + UNIT):
+            out[y, x] = min(min(plane[y, x], plane[front, x]), min(below[y, x], above[y, x]))
+        for x in range(last):
+            out[y, x] = min(out[y, x], min(plane[back, x], plane[y, x + UNIT]))
+        out[y, last] = min(out[y, last], plane[back, last])
+        for x in range(UNIT, last + UNIT):
+            out[y, x] = min(out[y, x], plane[y, x - UNIT])
 
 
 @kernel
 def _dilate_plane(plane: Volume, lines: Volume, squares: Volume) -> None:
     """Maximum over three voxels along x, and over the 3 x 3 of them in the plane."""
-    height = plane.shape[0]
-    for y in range(height):
-        lines[y] = plane[y]
-        _raise(lines[y, 1:], plane[y, :-1])
-        _raise(lines[y, :-1], plane[y, 1:])
-    for y in range(height):
-        squares[y] = lines[y]
-        _raise(squares[y], lines[max(y - 1, 0)])
-        _raise(squares[y], lines[min(y + 1, height - 1)])
+    height, last = plane.shape[0], np.uint64(plane.shape[1] - 1)
+    for row in range(height):
+        y = np.uint64(row)
+        for x in range(UNIT, last):
+            lines[y, x] = max(plane[y, x - UNIT], max(plane[y, x], plane[y, x + UNIT]))
+        lines[y, 0] = max(plane[y, 0], plane[y, min(UNIT, last)])
+        lines[y, last] = max(plane[y, last], plane[y, last - min(UNIT, last)])
+    for row in range(height):
+        y, front, back = np.uint64(row), np.uint64(max(row - 1, 0)), np.uint64(min(row + 1, height - 1))
+        for x in range(last + UNIT):
+            squares[y, x] = max(lines[front, x], max(lines[y, x], lines[back, x]))
 
 
 @kernel
@@ -188,11 +191,14 @@ def _dilate_around(volume: Volume, z: int, lines: Volume, squares: Volume, opene
         _dilate_plane(volume[0], lines[0], squares[0])
     if z + 1 < planes:
         _dilate_plane(volume[z + 1], lines[(z + 1) % 3], squares[(z + 1) % 3])
-    below, above = max(z - 1, 0) % 3, min(z + 1, planes - 1) % 3
-    for y in range(volume.shape[1]):
-        opened[y] = squares[z % 3, y]
-        _raise(opened[y], squares[below, y])
-        _raise(opened[y], squares[above, y])
+    _highest(squares[max(z - 1, 0) % 3], squares[z % 3], squares[min(z + 1, planes - 1) % 3], opened)
+
+
+@kernel
+def _highest(a: Volume, b: Volume, c: Volume, out: Volume) -> None:
+    for y in range(np.uint64(out.shape[0])):
+        for x in range(np.uint64(out.shape[1])):
+            out[y, x] = max(a[y, x], max(b[y, x], c[y, x]))
 
 
 @kernel
@@ -202,15 +208,15 @@ def _add_ridges(volume: Volume, eroded: Volume, skeleton: Volume, out: Volume) -
     opened = np.empty((height, width), np.float32)
     for z in range(planes):
         _dilate_around(eroded, z, lines, squares, opened)
-        for y in range(height):
-            _add_row(volume[z, y], opened[y], skeleton[z, y], out[z, y])
+        _add_plane(volume[z], opened, skeleton[z], out[z])
 
 
 @kernel
-def _add_row(volume: Volume, opened: Volume, skeleton: Volume, out: Volume) -> None:
-    for x in range(volume.size):
-        ridge = max(volume[x] - opened[x], ZERO)
-        out[x] = skeleton[x] + max(ridge - skeleton[x] * ridge, ZERO)
+def _add_plane(volume: Volume, opened: Volume, skeleton: Volume, out: Volume) -> None:
+    for y in range(np.uint64(out.shape[0])):
+        for x in range(np.uint64(out.shape[1])):
+            ridge = max(volume[y, x] - opened[y, x], ZERO)
+            out[y, x] = skeleton[y, x] + max(ridge - skeleton[y, x] * ridge, ZERO)
 
 
 @kernel
@@ -224,11 +230,12 @@ def _step_back(
     opened, rest = np.empty((height, width), np.float32), np.empty((height, width), np.float32)
     for z in range(planes):
         _dilate_around(eroded, z, lines, squares, opened)
-        for y in range(height):
-            _ridge_back(volume[z, y], opened[y], skeleton[z, y], grad_skeleton[z, y], grad[z, y])
-            rest[y] = -grad[z, y]
-            for k in (max(z - 1, 0), z, min(z + 1, planes - 1)):
-                _hand_over(rest[y], opened[y], squares[k % 3, y], grad_squares[k % 3, y])
+        _ridge_back(volume[z], opened, skeleton[z], grad_skeleton[z], grad[z])
+        rest[:] = -grad[z]
+        for k in (max(z - 1, 0), z, min(z + 1, planes - 1)):
+            own, own_grad = squares[k % 3], grad_squares[k % 3]
+            for y in range(height):
+                _hand_over(rest, opened, y, own, own_grad, y, 0)
         if z > 0:
             k = (z - 1) % 3
             _dilate_back(eroded[z - 1], lines[k], squares[k], grad_squares[k], grad_eroded[z - 1])
@@ -239,20 +246,26 @@ def _step_back(
 
 @kernel
 def _ridge_back(volume: Volume, opened: Volume, skeleton: Volume, grad_skeleton: Volume, grad: Volume) -> None:
-    for x in range(volume.size):
-        ridge = volume[x] - opened[x]
-        passes = (ridge > 0) & (ridge - skeleton[x] * ridge > 0)
-        grad[x] = grad_skeleton[x] * (ONE - skeleton[x]) if passes else ZERO
-        grad_skeleton[x] *= ONE - ridge if passes else ONE
+    for y in range(np.uint64(grad.shape[0])):
+        for x in range(np.uint64(grad.shape[1])):
+            ridge = volume[y, x] - opened[y, x]
+            passes = (ridge > 0) & (ridge - skeleton[y, x] * ridge > 0)
+            grad[y, x] = grad_skeleton[y, x] * (ONE - skeleton[y, x]) if passes else ZERO
+            grad_skeleton[y, x] *= ONE - ridge if passes else ONE
 
 
 @kernel
-def _hand_over(rest: Volume, extreme: Volume, candidate: Volume, grad: Volume) -> None:
-    """Give the gradient to the candidates that are the extreme; nothing of it is left for those that come later."""
-    for x in range(rest.size):
-        chosen = candidate[x] == extreme[x]
-        grad[x] += rest[x] if chosen else ZERO
-        rest[x] = ZERO if chosen else rest[x]
+def _hand_over(rest: Volume, extreme: Volume, y: int, candidate: Volume, grad: Volume, j: int, shift: int) -> None:
+    """Give the gradient of row y to voxels of row j, moved by ``shift``, where those are the extreme.
+
+    Nothing of it is left for those that come later.
+    """
+    own, other = np.uint64(y), np.uint64(j)
+    to, at = np.uint64(max(shift, 0)), np.uint64(max(-shift, 0))
+    for x in range(np.uint64(rest.shape[1] - abs(shift))):
+        chosen = candidate[other, x + to] == extreme[own, x + at]
+        grad[other, x + to] += rest[own, x + at] if chosen else ZERO
+        rest[own, x + at] = ZERO if chosen else rest[own, x + at]
 
 
 @kernel
@@ -262,24 +275,25 @@ def _dilate_back(plane: Volume, lines: Volume, squares: Volume, grad_squares: Vo
     grad_lines = np.zeros_like(plane)
     for y in range(height):
         for j in (max(y - 1, 0), y, min(y + 1, height - 1)):
-            _hand_over(grad_squares[y], squares[y], lines[j], grad_lines[j])
+            _hand_over(grad_squares, squares, y, lines, grad_lines, j, 0)
     for y in range(height):
-        _hand_over(grad_lines[y, 1:], lines[y, 1:], plane[y, :-1], grad[y, :-1])
-        _hand_over(grad_lines[y], lines[y], plane[y], grad[y])
-        _hand_over(grad_lines[y, :-1], lines[y, :-1], plane[y, 1:], grad[y, 1:])
+        for shift in (-1, 0, 1):
+            _hand_over(grad_lines, lines, y, plane, grad, y, shift)
 
 
 @kernel
 def _erode_back(volume: Volume, eroded: Volume, grad_eroded: Volume, grad: Volume) -> None:
+    """Hand the gradient to the smallest of a voxel and its neighbours: itself, then the others in memory order."""
     planes, height, _ = volume.shape
     for z in range(planes):
+        rest, smallest, plane, own = grad_eroded[z], eroded[z], volume[z], grad[z]
+        before, after = max(z - 1, 0), min(z + 1, planes - 1)
+        below, above, grad_below, grad_above = volume[before], volume[after], grad[before], grad[after]
         for y in range(height):
-            rest, smallest, below, above = grad_eroded[z, y], eroded[z, y], max(z - 1, 0), min(z + 1, planes - 1)
-            front, back = max(y - 1, 0), min(y + 1, height - 1)
-            _hand_over(rest, smallest, volume[z, y], grad[z, y])
-            _hand_over(rest, smallest, volume[below, y], grad[below, y])
-            _hand_over(rest, smallest, volume[z, front], grad[z, front])
-            _hand_over(rest[1:], smallest[1:], volume[z, y, :-1], grad[z, y, :-1])
-            _hand_over(rest[:-1], smallest[:-1], volume[z, y, 1:], grad[z, y, 1:])
-            _hand_over(rest, smallest, volume[z, back], grad[z, back])
-            _hand_over(rest, smallest, volume[above, y], grad[above, y])
+            _hand_over(rest, smallest, y, plane, own, y, 0)
+            _hand_over(rest, smallest, y, below, grad_below, y, 0)
+            _hand_over(rest, smallest, y, plane, own, max(y - 1, 0), 0)
+            _hand_over(rest, smallest, y, plane, own, y, -1)
+            _hand_over(rest, smallest, y, plane, own, y, 1)
+            _hand_over(rest, smallest, y, plane, own, min(y + 1, height - 1), 0)
+            _hand_over(rest, smallest, y, above, grad_above, y, 0)
