@@ -58,6 +58,14 @@ def test_kernels_have_few_parameters(path):
             assert len(node.args.args) <= 8, node.name
 
 
+IMPORT = "import time; start = time.process_time(); import numba_kernels; print(time.process_time() - start)"
+
+
+def test_import_is_quick():
+    """Nothing is compiled and no table is built at import."""
+    assert min(float(run(["-c", IMPORT])) for _ in range(2)) < 0.5
+
+
 def test_warmup_runs():
     numba_kernels.warmup()
 
@@ -131,7 +139,7 @@ if __name__ == "__main__":
     numba.config.NUMBA_NUM_THREADS = 2
     numba_kernels.warmup()
     expected = work()
-    for method in ("fork", "spawn"):
+    for method in ("fork", "spawn", "forkserver"):
         for daemon in (False, True):
             context = multiprocessing.get_context(method)
             queue = context.Queue()
@@ -146,7 +154,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork on Windows")
-def test_forked_and_spawned_children(tmp_path):
+def test_children_of_every_kind(tmp_path):
     script = tmp_path / "children.py"
     script.write_text(CHILDREN, encoding="utf-8")
     run(["-W", "ignore::DeprecationWarning", str(script)])
@@ -159,7 +167,9 @@ def test_three_threads_at_once():
     def work(mask):
         labels, count = numba_kernels.connected_components(mask)
         cells = numba_kernels.nearest_component(labels)
-        return numba_kernels.cell_overlap(mask.astype(np.float32), mask, cells, count)
+        line = numba_kernels.tube(numba_kernels.skeletonize(mask))
+        soft = numba_kernels.soft_skeleton(line.astype(np.float32), 2)
+        return numba_kernels.cell_overlap(soft, mask, cells, count)
 
     expected = [work(mask) for mask in masks]
     with ThreadPoolExecutor(3) as pool:
