@@ -73,6 +73,11 @@ class Overlaps:
         """Dice of each pair."""
         return 2 * self.voxels / (self.pred.sizes[self.pred_ids] + self.ref.sizes[self.ref_ids])
 
+    def common(self) -> dict[tuple[int, int], int]:
+        """Common voxels of each predicted and true component that share any."""
+        pairs = zip(self.pred_ids.tolist(), self.ref_ids.tolist(), strict=True)
+        return dict(zip(pairs, self.voxels.tolist(), strict=True))
+
 
 def count_overlaps(pred: Mask, ref: Mask, connectivity: int | None = None) -> Overlaps:
     """Tabulate the components of two masks.
@@ -82,7 +87,7 @@ def count_overlaps(pred: Mask, ref: Mask, connectivity: int | None = None) -> Ov
     """
     check_pair(pred, ref)
     box = bounding_box(pred | ref)
-    pred, ref = pred[box], ref[box]
+    pred, ref = np.ascontiguousarray(pred[box]), np.ascontiguousarray(ref[box])
     found, truth = find_components(pred, connectivity), find_components(ref, connectivity)
     where = np.flatnonzero(pred & ref)
     pred_ids, ref_ids, voxels = tabulate(found.map.ravel()[where], truth.map.ravel()[where], truth.count + 1)

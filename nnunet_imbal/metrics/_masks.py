@@ -39,9 +39,10 @@ def check_spacing(spacing: Sequence[float], shape: tuple[int, ...]) -> NDArray[n
 def bounding_box(mask: Mask) -> Box:
     """Smallest box around the mask; an empty box for an empty mask."""
     box = []
-    for axis in range(mask.ndim):
-        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
+    for _ in range(mask.ndim):
+        hit = np.flatnonzero(mask.any(axis=tuple(range(1, mask.ndim))))
         box.append(slice(int(hit[0]), int(hit[-1]) + 1) if hit.size else slice(0, 0))
+        mask = np.asarray(mask.any(axis=0))  # the other axes need only its shadow
     return tuple(box)
 
 

@@ -46,7 +46,7 @@ def match_with_merging(table: Overlaps, scores: Scores, threshold: float, metric
     """Greedy, but a further prediction joins a matched lesion if that raises the score of their union."""
     matches: Matches = {}
     taken: set[int] = set()
-    common = dict(zip(zip(table.pred_ids.tolist(), table.ref_ids.tolist(), strict=True), table.voxels, strict=True))
+    common = table.common()
     best: dict[int, float] = {}
     for pair in np.argsort(-scores, kind="stable"):
         found, truth = int(table.pred_ids[pair]), int(table.ref_ids[pair])

@@ -133,7 +133,8 @@ def panoptic_quality(
     table = count_overlaps(pred, ref, connectivity)
     scores = table.iou if metric == "iou" else table.dsc
     matches = MATCHERS[matcher](table, scores, threshold, metric)
-    pairs = tuple(_describe(table, truth, matches[truth]) for truth in sorted(matches))
+    common = table.common()
+    pairs = tuple(_describe(table, common, truth, matches[truth]) for truth in sorted(matches))
     used = sum(len(pair.prediction) for pair in pairs)
     return PanopticQuality(pairs, table.pred.count - used, table.ref.count - len(pairs))
 
@@ -151,7 +152,7 @@ def check_matching(metric: str, threshold: float, matcher: str) -> None:
         raise ConfigError(f"threshold {threshold}: expected a score from 0 to 1")
 
 
-def _describe(table: Overlaps, truth: int, found: list[int]) -> MatchedPair:
-    overlap = int(table.voxels[(table.ref_ids == truth) & np.isin(table.pred_ids, found)].sum())
+def _describe(table: Overlaps, common: dict[tuple[int, int], int], truth: int, found: list[int]) -> MatchedPair:
+    overlap = sum(common[number, truth] for number in found)
     sizes = int(table.pred.sizes[found].sum()), int(table.ref.sizes[truth])
     return MatchedPair(truth, tuple(found), union_score(overlap, *sizes, "iou"), union_score(overlap, *sizes, "dsc"))
