@@ -6,96 +6,38 @@ With one patient each way this shows that the chain works on real data; it canno
 
 import argparse
 import json
-import os
-import re
-import subprocess
-import sys
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import SimpleITK as sitk
 from _machine import describe_machine, machine_lines
+from _short_nnunet import Budget, Workspace, plan, predict, train
 
 from nnunet_imbal.evaluation import evaluate_folders
 from nnunet_imbal.report import write_report
 
-HERE = Path(__file__).resolve().parent
 CHANNELS = ("FLAIR", "T1")
 PATIENTS = ("07", "26")
-CONFIGURATION = "3d_short"
+TITLE = "MSPatient"
 SHORT = {"nnUNetTrainer": "StockShort", "ImbalTrainer": "ImbalShort"}
 SIZES = ((0, 10), (10, 100), (100, float("inf")))  # mm³
 PATCH, BATCH, FEATURES = (40, 40, 40), 2, (16, 32, 64)
 
 
-@dataclass(frozen=True)
-class Budget:
-    """How long a trainer may learn."""
-
-    epochs: int
-    iterations: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class Workspace:
-    """The three nnU-Net folders of one direction, all of them inside ``folder``."""
-
-    folder: Path
-    number: int
-    train: str
-    test: str
-
-    @property
-    def dataset(self) -> str:
-        """Name of the dataset, as nnU-Net wants it."""
-        return f"Dataset{self.number}_MSPatient{self.train}"
-
-    @property
-    def raw(self) -> Path:
-        """Folder with images and labels."""
-        return self.folder / "raw" / self.dataset
-
-    @property
-    def planned(self) -> Path:
-        """Empty file that says: planning and preprocessing are complete."""
-        return self.folder / "planned"
-
-    def run(self, command: str, *words: object, log: str, **environment: object) -> None:
-        """Run one of nnU-Net's console commands; its output goes to ``log``."""
-        path = self.folder / log
-        path.parent.mkdir(parents=True, exist_ok=True)
-        line = [str(Path(sys.executable).parent / command), *map(str, words)]
-        with path.open("w") as out:
-            done = subprocess.run(line, env=self._environment(environment), stdout=out, stderr=subprocess.STDOUT)
-        if done.returncode:
-            raise SystemExit(f"{' '.join(line)} ended with {done.returncode}; the end of {path}:\n{_tail(path)}")
-
-    def _environment(self, extra: dict[str, object]) -> dict[str, str]:
-        return {
-            **os.environ,
-            **{f"nnUNet_{name}": str(self.folder / name) for name in ("raw", "preprocessed", "results")},
-            "nnUNet_def_n_proc": "1",
-            "nnUNet_compile": "f",
-            "nnUNet_extTrainer": str(HERE / "short_trainers"),
-            "MPLBACKEND": "agg",
-            **{name: str(value) for name, value in extra.items()},
-        }
-
-
-def write_raw_dataset(data: Path, workspace: Workspace) -> Path:
+def write_raw_dataset(data: Path, workspace: Workspace, training: str, test: str) -> Path:
     """Write the nnU-Net raw dataset of one direction: one training patient, one test patient.
 
     Args:
         data: folder with ``patientNN_FLAIR.nii.gz``, ``patientNN_T1.nii.gz`` and ``patientNN_gold.nii.gz``.
-        workspace: where to, and which patient is which.
+        workspace: where to.
+        training: number of the patient to learn from.
+        test: number of the patient to predict.
 
     Returns:
         The dataset folder; the expert's labels of the test patient lie in ``labelsTs``.
     """
-    for part, patient in (("Tr", workspace.train), ("Ts", workspace.test)):
+    for part, patient in (("Tr", training), ("Ts", test)):
         images, labels = workspace.raw / f"images{part}", workspace.raw / f"labels{part}"
         for folder in (images, labels):
             folder.mkdir(parents=True, exist_ok=True)
@@ -112,73 +54,6 @@ def write_raw_dataset(data: Path, workspace: Workspace) -> Path:
     }
     (workspace.raw / "dataset.json").write_text(json.dumps(description, indent=1))
     return workspace.raw
-
-
-def plan(workspace: Workspace) -> None:
-    """Plan and preprocess with nnU-Net, then derive a configuration that two processor cores can train."""
-    workspace.run(
-        "nnUNetv2_plan_and_preprocess",
-        *("-d", workspace.number, "-c", "3d_fullres", "-np", 1, "-npfp", 1, "--verify_dataset_integrity"),
-        log="logs/plan.txt",
-        nnUNet_n_proc_DA=1,  # nnU-Net 2.8 cannot plan with 0 workers
-    )
-    path = workspace.folder / "preprocessed" / workspace.dataset / "nnUNetPlans.json"
-    plans = json.loads(path.read_text())
-    plans["configurations"][CONFIGURATION] = short_configuration(plans["configurations"]["3d_fullres"])
-    path.write_text(json.dumps(plans, indent=1))
-    workspace.planned.touch()
-
-
-def short_configuration(full: dict[str, Any]) -> dict[str, Any]:
-    """Make nnU-Net's planned configuration smaller: patch, batch and network."""
-    stages = len(FEATURES)
-    architecture = json.loads(json.dumps(full["architecture"]))
-    architecture["arch_kwargs"].update(
-        n_stages=stages,
-        features_per_stage=FEATURES,
-        kernel_sizes=[[3, 3, 3]] * stages,
-        strides=[[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
-        n_conv_per_stage=[2] * stages,
-        n_conv_per_stage_decoder=[2] * (stages - 1),
-    )
-    return {"inherits_from": "3d_fullres", "patch_size": PATCH, "batch_size": BATCH, "architecture": architecture}
-
-
-def train(workspace: Workspace, trainer: str, budget: Budget, device: str) -> dict[str, Any]:
-    """Train and return what the log says."""
-    begin = time.monotonic()
-    workspace.run(
-        "nnUNetv2_train",
-        *(workspace.number, CONFIGURATION, "all", "-tr", SHORT[trainer], "-device", device),
-        log=f"logs/train_{trainer}.txt",
-        nnUNet_n_proc_DA=0,  # patches are drawn in the training process: only so are they the same for all trainers
-        BENCHMARK_EPOCHS=budget.epochs,
-        BENCHMARK_ITERATIONS=budget.iterations,
-        BENCHMARK_SEED=budget.seed,
-    )
-    return {"command_s": round(time.monotonic() - begin, 1), **read_log(workspace.folder / f"logs/train_{trainer}.txt")}
-
-
-def read_log(path: Path) -> dict[str, Any]:
-    """Training time, last loss and the checksum of all patches."""
-    log = path.read_text()
-    return {
-        "epochs_s": round(sum(map(float, re.findall(r"Epoch time: ([\d.]+)", log))), 1),
-        "last_train_loss": float(re.findall(r"train_loss (\S+)", log)[-1]),
-        "patches_checksum": re.findall(r"Checksum of all patches: (\w+)", log)[-1],
-    }
-
-
-def predict(workspace: Workspace, trainer: str, device: str) -> Path:
-    """Predict the test patient without mirroring; return the folder."""
-    out = workspace.folder / "predictions" / trainer
-    workspace.run(
-        "nnUNetv2_predict",
-        *("-i", workspace.raw / "imagesTs", "-o", out, "-d", workspace.number, "-c", CONFIGURATION, "-f", "all"),
-        *("-tr", SHORT[trainer], "-npp", 1, "-nps", 1, "-device", device, "--disable_tta"),
-        log=f"logs/predict_{trainer}.txt",
-    )
-    return out
 
 
 def measure(workspace: Workspace, trainer: str, prediction: Path) -> dict[str, Any]:
@@ -199,7 +74,7 @@ def measure(workspace: Workspace, trainer: str, prediction: Path) -> dict[str, A
 def write_page(workspace: Workspace, trainer: str) -> Path:
     """Write the report that a clinician reads."""
     evaluation, page = (workspace.folder / name for name in (f"evaluation_{trainer}.json", f"report_{trainer}.html"))
-    title = f"{trainer}, trained on patient {workspace.train}"
+    title = f"{trainer}, trained on patient {workspace.title.removeprefix(TITLE)}"
     return write_report(evaluation, page, images=workspace.raw / "imagesTs", title=title)
 
 
@@ -210,7 +85,8 @@ def _found(lesions: list[dict[str, Any]], low: float, high: float) -> dict[str, 
 
 def calibrate(workspace: Workspace, seed: int, minutes: float, device: str) -> Budget:
     """Turn minutes per training into a number of epochs, by timing ten steps of stock nnU-Net."""
-    seconds = train(workspace, "nnUNetTrainer", Budget(1, 10, seed), device)["epochs_s"] / 10
+    first = train(workspace, "StockShort", Budget(1, 10, seed), device, log="logs/calibrate.txt")
+    seconds = first["epochs_s"] / 10
     return Budget(max(1, round(60 * minutes / seconds / 50)), 50, seed)
 
 
@@ -221,11 +97,11 @@ def run_benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
     result.setdefault("machine", describe_machine(arguments.device))
     budget = Budget(arguments.epochs, arguments.iterations, arguments.seed)
     for number, (first, second) in enumerate((PATIENTS, PATIENTS[::-1]), start=701):
-        workspace = Workspace(arguments.out / f"train_on_{first}", number, first, second)
+        workspace = Workspace(arguments.out / f"train_on_{first}", number, TITLE + first)
         missing = [name for name in arguments.trainers if not _has_run(result["runs"], first, name)]
         if missing and not workspace.planned.is_file():
-            write_raw_dataset(arguments.data, workspace)
-            plan(workspace)
+            write_raw_dataset(arguments.data, workspace, first, second)
+            plan(workspace, PATCH, BATCH, FEATURES)
         if arguments.minutes and not result["runs"]:
             budget = calibrate(workspace, arguments.seed, arguments.minutes, arguments.device)
         settings = {**asdict(budget), "patch": list(PATCH), "batch": BATCH, "features": list(FEATURES)}
@@ -234,8 +110,10 @@ def run_benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
         for trainer in missing:
             print(f"patient {first} -> patient {second}, {trainer}, {budget}", flush=True)
             run = {"train": first, "test": second, "trainer": trainer}
-            run |= train(workspace, trainer, budget, arguments.device)
-            run |= measure(workspace, trainer, predict(workspace, trainer, arguments.device))
+            name, out = SHORT[trainer], workspace.folder / "predictions" / trainer
+            run |= train(workspace, name, budget, arguments.device, log=f"logs/train_{trainer}.txt")
+            predict(workspace, name, out, arguments.device, log=f"logs/predict_{trainer}.txt")
+            run |= measure(workspace, trainer, out)
             result["runs"].append(run)
             write_results(result, arguments.out)
             write_page(workspace, trainer)
@@ -303,10 +181,6 @@ def _row(cells: list[str]) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def _tail(path: Path, lines: int = 25) -> str:
-    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:

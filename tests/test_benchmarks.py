@@ -14,7 +14,7 @@ import torch
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 RESULTS = sorted((BENCHMARKS / "results").glob("*.*"))
 NAMES = ("iteration_time", "ms_two_patients", "bench_kernels")
-HELPERS = ("_machine", "_kernel_inputs", "_kernel_loops", "_kernel_page", "_kernel_rows")
+HELPERS = ("_machine", "_short_nnunet", "_kernel_inputs", "_kernel_loops", "_kernel_page", "_kernel_rows")
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_help(load, name, capsys):
 
 def test_raw_dataset(load, patients, tmp_path):
     ms = load("ms_two_patients")
-    folder = ms.write_raw_dataset(patients, ms.Workspace(tmp_path / "out", 701, "07", "26"))
+    folder = ms.write_raw_dataset(patients, ms.Workspace(tmp_path / "out", 701, "MSPatient07"), "07", "26")
     assert sorted(path.name for path in (folder / "imagesTr").iterdir()) == [
         "patient07_0000.nii.gz",
         "patient07_0001.nii.gz",
@@ -73,7 +73,7 @@ def test_raw_dataset(load, patients, tmp_path):
 
 def test_short_configuration_keeps_the_plan(load):
     full = {"architecture": {"network_class_name": "net", "arch_kwargs": {"conv_bias": True, "n_stages": 6}}}
-    short = load("ms_two_patients").short_configuration(full)
+    short = load("_short_nnunet").short_configuration(full, (8, 8, 8), 2, (4, 8))
     assert short["inherits_from"] == "3d_fullres"
     assert short["architecture"]["arch_kwargs"]["conv_bias"]
     assert short["architecture"]["arch_kwargs"]["n_stages"] == len(short["architecture"]["arch_kwargs"]["strides"])

@@ -1,0 +1,152 @@
+"""nnU-Net's own commands on a small budget: plan, train, predict. The benchmarks that train share this."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["CONFIGURATION", "Budget", "Workspace", "plan", "predict", "read_log", "short_configuration", "train"]
+
+HERE = Path(__file__).resolve().parent
+CONFIGURATION = "3d_short"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a trainer may learn."""
+
+    epochs: int
+    iterations: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The three nnU-Net folders of one dataset, all of them inside ``folder``."""
+
+    folder: Path
+    number: int
+    title: str
+
+    @property
+    def dataset(self) -> str:
+        """Name of the dataset, as nnU-Net wants it."""
+        return f"Dataset{self.number}_{self.title}"
+
+    @property
+    def raw(self) -> Path:
+        """Folder with images and labels."""
+        return self.folder / "raw" / self.dataset
+
+    @property
+    def plans(self) -> Path:
+        """The plans that nnU-Net made."""
+        return self.folder / "preprocessed" / self.dataset / "nnUNetPlans.json"
+
+    @property
+    def planned(self) -> Path:
+        """Empty file that says: planning and preprocessing are complete."""
+        return self.folder / "planned"
+
+    def run(self, command: str, *words: object, log: str, **environment: object) -> None:
+        """Run one of nnU-Net's console commands; its output goes to ``log``."""
+        path = self.folder / log
+        path.parent.mkdir(parents=True, exist_ok=True)
+        line = [str(Path(sys.executable).parent / command), *map(str, words)]
+        with path.open("w") as out:
+            done = subprocess.run(line, env=self._environment(environment), stdout=out, stderr=subprocess.STDOUT)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(line)} ended with {done.returncode}; the end of {path}:\n{_tail(path)}")
+
+    def _environment(self, extra: dict[str, object]) -> dict[str, str]:
+        return {
+            **os.environ,
+            **{f"nnUNet_{name}": str(self.folder / name) for name in ("raw", "preprocessed", "results")},
+            "nnUNet_def_n_proc": "1",
+            "nnUNet_compile": "f",
+            "nnUNet_extTrainer": str(HERE / "short_trainers"),
+            "MPLBACKEND": "agg",
+            **{name: str(value) for name, value in extra.items()},
+        }
+
+
+def plan(workspace: Workspace, patch: tuple[int, ...], batch: int, features: tuple[int, ...]) -> None:
+    """Plan and preprocess with nnU-Net, then derive a configuration that two processor cores can train."""
+    workspace.run(
+        "nnUNetv2_plan_and_preprocess",
+        *("-d", workspace.number, "-c", "3d_fullres", "-np", 1, "-npfp", 1, "--verify_dataset_integrity"),
+        log="logs/plan.txt",
+        nnUNet_n_proc_DA=1,  # nnU-Net 2.8 cannot plan with 0 workers
+    )
+    plans = json.loads(workspace.plans.read_text())
+    full = plans["configurations"]["3d_fullres"]
+    plans["configurations"][CONFIGURATION] = short_configuration(full, patch, batch, features)
+    workspace.plans.write_text(json.dumps(plans, indent=1))
+    workspace.planned.touch()
+
+
+def short_configuration(
+    full: Mapping[str, Any], patch: tuple[int, ...], batch: int, features: tuple[int, ...]
+) -> dict[str, Any]:
+    """Make nnU-Net's planned configuration smaller: patch, batch and network."""
+    stages = len(features)
+    architecture = json.loads(json.dumps(full["architecture"]))
+    architecture["arch_kwargs"].update(
+        n_stages=stages,
+        features_per_stage=features,
+        kernel_sizes=[[3, 3, 3]] * stages,
+        strides=[[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
+        n_conv_per_stage=[2] * stages,
+        n_conv_per_stage_decoder=[2] * (stages - 1),
+    )
+    return {"inherits_from": "3d_fullres", "patch_size": patch, "batch_size": batch, "architecture": architecture}
+
+
+def train(
+    workspace: Workspace, trainer: str, budget: Budget, device: str, *, plans: str = "nnUNetPlans", log: str
+) -> dict[str, Any]:
+    """Train on all cases and return what the log says."""
+    begin = time.monotonic()
+    workspace.run(
+        "nnUNetv2_train",
+        *(workspace.number, CONFIGURATION, "all", "-tr", trainer, "-p", plans, "-device", device),
+        log=log,
+        nnUNet_n_proc_DA=0,  # patches are drawn in the training process: only so are they the same for all trainers
+        BENCHMARK_EPOCHS=budget.epochs,
+        BENCHMARK_ITERATIONS=budget.iterations,
+        BENCHMARK_SEED=budget.seed,
+    )
+    return {"command_s": round(time.monotonic() - begin, 1), **read_log(workspace.folder / log)}
+
+
+def read_log(path: Path) -> dict[str, Any]:
+    """Training time, last loss and the checksum of all patches."""
+    log = path.read_text()
+    return {
+        "epochs_s": round(sum(map(float, re.findall(r"Epoch time: ([\d.]+)", log))), 1),
+        "last_train_loss": float(re.findall(r"train_loss (\S+)", log)[-1]),
+        "patches_checksum": re.findall(r"Checksum of all patches: (\w+)", log)[-1],
+    }
+
+
+def predict(
+    workspace: Workspace, trainer: str, out: Path, device: str, *, plans: str = "nnUNetPlans", log: str
+) -> Path:
+    """Predict the test cases without mirroring; return the folder."""
+    workspace.run(
+        "nnUNetv2_predict",
+        *("-i", workspace.raw / "imagesTs", "-o", out, "-d", workspace.number, "-c", CONFIGURATION, "-f", "all"),
+        *("-tr", trainer, "-p", plans, "-npp", 1, "-nps", 1, "-device", device, "--disable_tta"),
+        log=log,
+    )
+    return out
+
+
+def _tail(path: Path, lines: int = 25) -> str:
+    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
