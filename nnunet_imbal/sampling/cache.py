@@ -68,7 +68,7 @@ def cached_index(
         index = _read(path, origin)
         if index is not None:
             return index
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, TypeError) as error:
         say(f"{path} is damaged ({error}); it is made again.")
     index = build_index(list(files), load, classes, min_voxels=min_voxels)
     say(f"Found {len(index)} instances in {len(index.cases)} cases.")
@@ -106,14 +106,21 @@ def build_index(cases: Sequence[str], load: Loader, classes: Sequence[Region], *
 
 def _origin(files: Mapping[str, Path], classes: Sequence[Region], min_voxels: int) -> dict[str, Any]:
     """Everything the index depends on, in JSON's own types."""
-    states = {case: path.stat() for case, path in files.items()}
     return {
         "format": _FORMAT,
-        "cases": {case: [state.st_size, state.st_mtime_ns] for case, state in states.items()},
+        "cases": [[case, *_state(case, path)] for case, path in files.items()],  # their order counts
         "classes": [list(region) for region in classes],
         "min_voxels": min_voxels,
         "positions": MAX_POSITIONS,
     }
+
+
+def _state(case: str, path: Path) -> tuple[int, int]:
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise DataError(f"cannot read {path} of case {case}: {error.strerror}; preprocess it again") from error
+    return state.st_size, state.st_mtime_ns
 
 
 def _read(path: Path, origin: dict[str, Any]) -> InstanceIndex | None:
@@ -130,13 +137,14 @@ def _read(path: Path, origin: dict[str, Any]) -> InstanceIndex | None:
     if hashlib.sha256(data).hexdigest() != stored.get("sha256"):
         raise ValueError("its checksum is wrong")
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        cases = tuple(case for case, _, _ in origin["cases"])
         classes = tuple(tuple(region) for region in origin["classes"])
-        return InstanceIndex(tuple(origin["cases"]), classes, **arrays)
+        return InstanceIndex(cases, classes, **arrays)
 
 
 def _write(path: Path, index: InstanceIndex, origin: dict[str, Any]) -> None:
     stream = io.BytesIO()
-    np.savez_compressed(stream, allow_pickle=False, **index.arrays())
+    np.savez_compressed(stream, **index.arrays())  # type: ignore[arg-type]  # numpy's stubs: any key may be an option
     data = stream.getvalue()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, data)
