@@ -27,6 +27,7 @@ __all__ = [
     "channel_name",
     "find_images",
     "mark_codes",
+    "read_evaluated",
     "runs",
 ]
 
@@ -80,7 +81,7 @@ def case_slices(
         DataError: a file is missing, cannot be read or holds other lesions than those evaluated.
         GeometryError: a label map is not on the grid that was evaluated.
     """
-    reference, prediction = (_read_evaluated(case, role) for role in ("reference", "prediction"))
+    reference, prediction = (read_evaluated(case, role) for role in ("reference", "prediction"))
     _, rows, columns = reference.array.shape
     factor = -(-max(rows, columns) // MAX_PIXELS)
     letters = edge_letters(reference.direction) if names_patient_axes(reference.path) else None
@@ -174,7 +175,13 @@ def runs(codes: Codes) -> list[int]:
     return np.stack([rows[starts], columns[starts], lengths, marks[starts]], axis=1).ravel().tolist()
 
 
-def _read_evaluated(case: dict[str, Any], role: str) -> Volume:
+def read_evaluated(case: dict[str, Any], role: str) -> Volume:
+    """Read the label map of a case again, ``role`` reference or prediction, and make sure that it is still that one.
+
+    Raises:
+        DataError: the file is missing or cannot be read.
+        GeometryError: it has another shape than when it was evaluated.
+    """
     path = Path(case[role])
     if not path.is_file():
         raise DataError(

@@ -19,6 +19,7 @@ from nnunet_imbal.io import write_atomically
 from nnunet_imbal.report import _words
 from nnunet_imbal.report._figures import ENOUGH_FOR_BOX, MAX_CLASSES, dice_figure, recall_figure, size_figure
 from nnunet_imbal.report._slices import case_slices, find_images
+from nnunet_imbal.report._vessels import vessel_pictures
 
 __all__ = ["MAX_BYTES", "MAX_VIEWERS", "write_report"]
 
@@ -94,6 +95,7 @@ def write_report(
         viewers=_viewers(cases, result, find_images(result, images)),
         findings=_findings(result),
         figures=_figures(result),
+        vessels=vessel_pictures(result),
         **_assets(),
     )
     write_atomically(out, html.encode("utf-8", "replace"))
@@ -117,8 +119,9 @@ def _check_complete(result: dict[str, Any], path: Path) -> None:
     if not missing:
         missing += _lacking(result["settings"], _NEEDED_OF_SETTINGS, "settings: ")
         missing += _lacking(result["summary"], result["classes"], "summary of ")
+        needed = (*_NEEDED_OF_SUMMARY, "topology") if result.get("topology") else _NEEDED_OF_SUMMARY
         for name, entry in result["summary"].items():
-            missing += _lacking(entry, _NEEDED_OF_SUMMARY, f"summary of {name}: ")
+            missing += _lacking(entry, needed, f"summary of {name}: ")
         for number, case in enumerate(result["cases"], start=1):
             missing += _lacking_in_case(case, result["classes"], f"case {number}: ")
     if missing:
