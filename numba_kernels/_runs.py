@@ -44,11 +44,11 @@ def find_runs(labels: NDArray[Any], connectivity: int | None, *, as_mask: bool =
     bits = np.zeros((len(rows) + 1) * stride + 1, np.uint64)
     one_class = _pack(rows.reshape(-1), shape[2], stride, bits) or as_mask
     values = np.empty(0, np.uint8) if one_class else _pad(rows, bits.size, stride)
-    starts, ends, ids = _index_runs(bits, values)
+    starts, ends, ids, busy = _index_runs(bits, values)
     numbers = np.arange(ids[-1], dtype=np.int32)
-    _unite(bits, values, starts, ends, ids, numbers, (shape[0], shape[1], stride), rank)
+    _unite(busy, (bits, values, starts, ends, ids), numbers, (shape[0], shape[1], stride), rank)
     count = _number(numbers)
-    return Runs(_list_spans(starts, ends, numbers.size, stride, shape[2]), numbers, int(count))
+    return Runs(_list_spans(busy, starts, ends, numbers.size, stride, shape[2]), numbers, int(count))
 
 
 def _as_rows(labels: NDArray[Any]) -> NDArray[Any]:
@@ -103,12 +103,13 @@ def _touch(bits: Words, values: NDArray[Any], here: int, there: int) -> tuple[np
 
 
 @kernel
-def _index_runs(bits: Words, values: NDArray[Any]) -> tuple[Words, Words, NDArray[np.int64]]:
-    """Where runs begin and end, and how many began before each word."""
+def _index_runs(bits: Words, values: NDArray[Any]) -> tuple[Words, Words, NDArray[np.int64], NDArray[np.int64]]:
+    """Where runs begin and end, how many began before each word, and which words are not empty."""
     starts = np.zeros_like(bits)
     ends = np.zeros_like(bits)
     ids = np.zeros(bits.size, np.int64)
-    count = 0
+    busy = np.empty(bits.size, np.int64)
+    count = words = 0
     for here in range(1, bits.size - 1):
         ids[here] = count
         if bits[here] != _NONE:
@@ -116,39 +117,38 @@ def _index_runs(bits: Words, values: NDArray[Any]) -> tuple[Words, Words, NDArra
             starts[here] = bits[here] & ~back
             ends[here] = bits[here] & ~fore
             count += count_ones(starts[here])
+            busy[words] = here
+            words += 1
     ids[-1] = count
-    return starts, ends, ids
+    return starts, ends, ids, busy[:words]
 
 
 @kernel
 def _unite(
-    bits: Words,
-    values: NDArray[Any],
-    starts: Words,
-    ends: Words,
-    ids: NDArray[np.int64],
+    busy: NDArray[np.int64],
+    table: tuple[Words, NDArray[Any], Words, Words, NDArray[np.int64]],
     parents: NDArray[np.int32],
     shape: tuple[int, int, int],
     rank: int,
 ) -> None:
     """Join each run with those that it touches in rows before its own; a parent never comes after its child."""
+    bits, values, starts, ends, ids = table
     depth, height, stride = shape
-    for z in range(depth):
-        for y in range(height):
-            row = (z * height + y) * stride + 1
-            outside = depth * height * stride + 1 - row
-            above = -height * stride if z > 0 else outside
-            before = -stride if y > 0 else outside
-            after_above = above + stride if z > 0 and y + 1 < height else outside
-            before_above = above - stride if z > 0 and y > 0 else outside
-            for here in range(row, row + stride - 1):
-                if bits[here] != _NONE and rank == 1:
-                    for there in (here + above, here + before):
-                        faces = _touch(bits, values, here, there)[0]
-                        _link(starts, ids, parents, here, there, faces, _NONE, _NONE)
-                elif bits[here] != _NONE:
-                    others = (here + above, here + before, here + after_above, here + before_above)
-                    _unite_word(bits, values, starts, ends, ids, parents, (here, rank), others)
+    nowhere = depth * height * stride + 1  # the empty row behind the last one
+    for here in busy:
+        row, w = (here - 1) // stride, (here - 1) % stride
+        z, y = row // height, row % height
+        above = here - height * stride if z > 0 else nowhere + w
+        before = here - stride if y > 0 else nowhere + w
+        if rank == 1:
+            for there in (above, before):
+                faces = _touch(bits, values, here, there)[0]
+                _link(starts, ids, parents, here, there, faces, _NONE, _NONE)
+        else:
+            after_above = above + stride if z > 0 and y + 1 < height else nowhere + w
+            before_above = above - stride if z > 0 and y > 0 else nowhere + w
+            others = (above, before, after_above, before_above)
+            _unite_word(bits, values, starts, ends, ids, parents, (here, rank), others)
 
 
 @inlined
@@ -251,22 +251,23 @@ def _number(parents: NDArray[np.int32]) -> int:
 
 
 @kernel
-def _list_spans(starts: Words, ends: Words, count: int, stride: int, width: int) -> NDArray[np.int64]:
+def _list_spans(
+    busy: NDArray[np.int64], starts: Words, ends: Words, count: int, stride: int, width: int
+) -> NDArray[np.int64]:
     """Table of runs; within a row the n-th start belongs to the n-th end."""
     spans = np.empty((count, 2), np.int64)
     first = last = 0
-    for r in range(starts.size // stride - 1):
-        for w in range(stride - 1):
-            here, origin = 1 + r * stride + w, r * width + 64 * w
-            start, end = starts[here], ends[here]
-            while start != _NONE:
-                spans[first, 0] = origin + trailing_zeros(start)
-                start &= start - _ONE
-                first += 1
-            while end != _NONE:
-                spans[last, 1] = origin + trailing_zeros(end) + 1
-                end &= end - _ONE
-                last += 1
+    for here in busy:
+        origin = (here - 1) // stride * width + (here - 1) % stride * 64
+        start, end = starts[here], ends[here]
+        while start != _NONE:
+            spans[first, 0] = origin + trailing_zeros(start)
+            start &= start - _ONE
+            first += 1
+        while end != _NONE:
+            spans[last, 1] = origin + trailing_zeros(end) + 1
+            end &= end - _ONE
+            last += 1
     return spans
 
 
