@@ -7,14 +7,13 @@ from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import mean
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
 from scipy.spatial import KDTree
 
 from nnunet_imbal.metrics._masks import Mask, check_pair, check_spacing
 from nnunet_imbal.metrics.detection import f1_score, share
-from numba_kernels import connected_components, skeletonize
+from numba_kernels import component_stats, skeletonize
 
 __all__ = ["JunctionMatch", "junctions", "match_junctions"]
 
@@ -66,8 +65,7 @@ def junctions(mask: Mask) -> Points:
         Centre of each branching as a voxel index, float64 ``(n, axes)``, in scan order; ``n`` = 0 without any.
 
     Raises:
-        TypeError: The mask is neither bool nor integer.
-        ValueError: There are not 2 or 3 axes.
+        ValueError: The mask is not bool, or there are not 2 or 3 axes.
 
     Example:
         >>> cross = np.zeros((9, 9), bool)
@@ -75,14 +73,13 @@ def junctions(mask: Mask) -> Points:
         >>> junctions(cross)
         array([[4., 4.]])
     """
-    line = skeletonize(mask != 0)
+    if mask.dtype != bool:
+        raise ValueError(f"expected a bool mask, got {mask.dtype}; compare labels first: array == 1")
+    line = skeletonize(mask)
     crossings = np.zeros_like(line)
     voxels = np.argwhere(line)
     crossings[tuple(voxels[_ways(line, voxels) >= _BRANCHES].T)] = True
-    groups, count = connected_components(crossings)
-    places = np.nonzero(groups)
-    means = [mean(axis, groups[places], np.arange(1, count + 1)) for axis in places] if count else []
-    return np.stack(means, axis=1) if count else np.zeros((0, mask.ndim))
+    return component_stats(crossings).centroids
 
 
 def match_junctions(pred: Mask, ref: Mask, spacing: Sequence[float], tolerance_mm: float) -> JunctionMatch:

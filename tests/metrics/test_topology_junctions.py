@@ -89,6 +89,11 @@ def test_nothing_to_branch():
     assert match_junctions(cross, cross, (1, 1), 0).f1 == 1
 
 
+def test_labels_are_no_mask():
+    with pytest.raises(ValueError, match=r"int64; compare labels first"):
+        junctions(np.eye(3, dtype=np.int64))
+
+
 @pytest.mark.parametrize(
     ("shape", "spacing", "tolerance", "words"),
     [
