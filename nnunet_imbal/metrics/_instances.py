@@ -1,6 +1,7 @@
 """One contingency table of predicted and true components: everything that matching needs, and no masks."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from nnunet_imbal.metrics._masks import Box, Mask, bounding_box, check_pair, grow_box, join_boxes
 from numba_kernels import component_stats, connected_components
 
-__all__ = ["Components", "Overlaps", "count_overlaps", "find_components", "tabulate"]
+__all__ = ["Components", "Overlaps", "count_overlaps", "find_components", "tabulate", "union_score"]
 
 Counts = NDArray[np.int64]
 
@@ -63,15 +64,9 @@ class Overlaps:
     ref_ids: Counts
     voxels: Counts
 
-    @property
-    def iou(self) -> NDArray[np.float64]:
-        """Intersection over union of each pair."""
-        return self.voxels / (self.pred.sizes[self.pred_ids] + self.ref.sizes[self.ref_ids] - self.voxels)
-
-    @property
-    def dsc(self) -> NDArray[np.float64]:
-        """Dice of each pair."""
-        return 2 * self.voxels / (self.pred.sizes[self.pred_ids] + self.ref.sizes[self.ref_ids])
+    def scores(self, metric: str) -> NDArray[np.float64]:
+        """Score of each pair, "iou" or "dsc"."""
+        return union_score(self.voxels, self.pred.sizes[self.pred_ids], self.ref.sizes[self.ref_ids], metric)
 
     def common(self) -> dict[tuple[int, int], int]:
         """Common voxels of each predicted and true component that share any."""
@@ -98,3 +93,8 @@ def tabulate(rows: NDArray[np.int32], columns: NDArray[np.int32], width: int) ->
     """Rows, columns and numbers of the cells that occur, in scan order; ``width`` exceeds all columns."""
     cells, voxels = np.unique(rows.astype(np.int64) * width + columns, return_counts=True)
     return cells // width, cells % width, voxels
+
+
+def union_score(voxels: Any, pred_size: Any, ref_size: Any, metric: str) -> Any:
+    """IoU or Dice from the common voxels and the sizes, numbers or arrays."""
+    return voxels / (pred_size + ref_size - voxels) if metric == "iou" else 2 * voxels / (pred_size + ref_size)

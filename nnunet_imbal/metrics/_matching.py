@@ -8,7 +8,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components as connected_blocks
 
-from nnunet_imbal.metrics._instances import Overlaps
+from nnunet_imbal.metrics._instances import Overlaps, union_score
 
 __all__ = ["MATCHERS", "Matches", "match_greedily", "match_optimally", "match_with_merging"]
 
@@ -18,10 +18,11 @@ Scores = NDArray[np.float64]
 _PER_PAIR = 1e-6
 
 
-def match_greedily(table: Overlaps, scores: Scores, threshold: float, metric: str) -> Matches:
+def match_greedily(table: Overlaps, metric: str, threshold: float) -> Matches:
     """One to one, best score first; of equal scores the pair with the lowest predicted, then true number."""
     matches: Matches = {}
     taken: set[int] = set()
+    scores = table.scores(metric)
     for pair in np.argsort(-scores, kind="stable"):
         found, truth = int(table.pred_ids[pair]), int(table.ref_ids[pair])
         if scores[pair] >= threshold and found not in taken and truth not in matches:
@@ -30,8 +31,9 @@ def match_greedily(table: Overlaps, scores: Scores, threshold: float, metric: st
     return matches
 
 
-def match_optimally(table: Overlaps, scores: Scores, threshold: float, metric: str) -> Matches:
+def match_optimally(table: Overlaps, metric: str, threshold: float) -> Matches:
     """One to one, largest sum of scores (Hungarian method), for each group of touching components by itself."""
+    scores = table.scores(metric)
     good = np.flatnonzero(scores >= threshold)
     size = table.pred.count + table.ref.count + 2
     nodes = table.pred_ids[good], table.pred.count + 1 + table.ref_ids[good]
@@ -42,11 +44,11 @@ def match_optimally(table: Overlaps, scores: Scores, threshold: float, metric: s
     return matches
 
 
-def match_with_merging(table: Overlaps, scores: Scores, threshold: float, metric: str) -> Matches:
+def match_with_merging(table: Overlaps, metric: str, threshold: float) -> Matches:
     """Greedy, but a further prediction joins a matched lesion if that raises the score of their union."""
     matches: Matches = {}
     taken: set[int] = set()
-    common = table.common()
+    scores, common = table.scores(metric), table.common()
     best: dict[int, float] = {}
     for pair in np.argsort(-scores, kind="stable"):
         found, truth = int(table.pred_ids[pair]), int(table.ref_ids[pair])
@@ -56,16 +58,11 @@ def match_with_merging(table: Overlaps, scores: Scores, threshold: float, metric
         score = float(scores[pair])
         if truth in matches:
             overlap = sum(common[each, truth] for each in merged)
-            score = union_score(overlap, table.pred.sizes[merged].sum(), table.ref.sizes[truth], metric)
+            score = float(union_score(overlap, table.pred.sizes[merged].sum(), table.ref.sizes[truth], metric))
         if score > best.get(truth, -1.0):
             matches[truth], best[truth] = merged, score
             taken.add(found)
     return matches
-
-
-def union_score(overlap: int, found: int, truth: int, metric: str) -> float:
-    """IoU or Dice from the common voxels and the sizes."""
-    return float(overlap / (found + truth - overlap) if metric == "iou" else 2 * overlap / (found + truth))
 
 
 def _assign(found: NDArray[np.int64], truth: NDArray[np.int64], scores: Scores) -> Matches:
@@ -77,7 +74,7 @@ def _assign(found: NDArray[np.int64], truth: NDArray[np.int64], scores: Scores) 
     return {int(rows[i]): [int(columns[j])] for i, j in chosen if gain[i, j] > 0}
 
 
-MATCHERS: dict[str, Callable[[Overlaps, Scores, float, str], Matches]] = {
+MATCHERS: dict[str, Callable[[Overlaps, str, float], Matches]] = {
     "greedy": match_greedily,
     "hungarian": match_optimally,
     "merge": match_with_merging,

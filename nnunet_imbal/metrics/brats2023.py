@@ -145,8 +145,8 @@ def lesionwise_brats2023(pred: Mask, ref: Mask, spacing: Sequence[float], rule: 
         ([(1,), (3,)], 1, 0.419048)
 
     Source:
-        Saluja et al., arXiv 2305.17033 and its evaluator BraTS-2023-Metrics (published), with the HD95 of
-        `surface_element_hd95`.
+        The challenges' evaluator rachitsaluja/BraTS-2023-Metrics (published code; described in Moawad et al., arXiv
+        2306.00838), with the HD95 of `surface_element_hd95`.
     """
     check_pair(pred, ref)
     step = check_spacing(spacing, ref.shape)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nnunet_imbal.errors import ConfigError
-from nnunet_imbal.metrics._instances import Overlaps, count_overlaps
+from nnunet_imbal.metrics._instances import Overlaps, count_overlaps, union_score
 from nnunet_imbal.metrics._masks import Mask, check_spacing, grow_box, join_boxes
 from nnunet_imbal.metrics._matching import match_optimally
 from nnunet_imbal.metrics.surface import surface_distances
@@ -133,25 +133,25 @@ def lesionwise_brats_mets2026(
         (0.452381, 0.8, 0.0)
 
     Source:
-        The challenge's evaluator BraTS-evaluation 0.0.10 with panoptica 2.1 (published code; no paper yet). A missing
-        prediction file counts as all zeros there: give an empty mask for the same effect only where lesions exist.
+        The challenge's evaluator BraTS-evaluation 0.0.10 with panoptica 2.1 (published code, no paper). A patient whose
+        prediction is missing scores 0 (HD95 373) there, even without lesions; an empty mask does not.
     """
     for name, value in (("volume_threshold", volume_threshold), ("overlap_threshold", overlap_threshold)):
         if not (math.isfinite(value) and value >= 0):
             raise ConfigError(f"{name} {value}: expected a number, 0 or more")
     step = check_spacing(spacing, ref.shape)
     table = count_overlaps(pred, ref)
-    matches = match_optimally(table, table.dsc, _ANY_OVERLAP, "dsc")
-    dice = dict(zip(zip(table.ref_ids.tolist(), table.pred_ids.tolist(), strict=True), table.dsc, strict=True))
+    matches = match_optimally(table, "dsc", _ANY_OVERLAP)
+    common, voxel = table.common(), float(step.prod())
     lesions = []
-    for number in range(1, table.ref.count + 1):
-        volume = int(table.ref.sizes[number]) * float(step.prod())
+    for number, size in enumerate(table.ref.sizes[1:].tolist(), start=1):
         if number not in matches:
-            lesions.append(BratsMets2026Lesion(volume))
+            lesions.append(BratsMets2026Lesion(size * voxel))
             continue
         (found,) = matches[number]
+        dice = union_score(common[found, number], int(table.pred.sizes[found]), size, "dsc")
         nsd, hd95_mm = _surface_scores(table, number, found, step.tolist())
-        lesions.append(BratsMets2026Lesion(volume, found, float(dice[number, found]), nsd, hd95_mm))
+        lesions.append(BratsMets2026Lesion(size * voxel, found, dice, nsd, hd95_mm))
     return LesionwiseBratsMets2026(tuple(lesions), table.pred.count - len(matches), volume_threshold, overlap_threshold)
 
 

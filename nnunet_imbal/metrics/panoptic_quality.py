@@ -8,9 +8,9 @@ from typing import Literal, get_args
 import numpy as np
 
 from nnunet_imbal.errors import ConfigError
-from nnunet_imbal.metrics._instances import Overlaps, count_overlaps
+from nnunet_imbal.metrics._instances import Overlaps, count_overlaps, union_score
 from nnunet_imbal.metrics._masks import Mask
-from nnunet_imbal.metrics._matching import MATCHERS, union_score
+from nnunet_imbal.metrics._matching import MATCHERS
 
 __all__ = ["MatchedPair", "Matcher", "MatchingMetric", "PanopticQuality", "check_matching", "panoptic_quality"]
 
@@ -131,8 +131,7 @@ def panoptic_quality(
     """
     check_matching(metric, threshold, matcher)
     table = count_overlaps(pred, ref, connectivity)
-    scores = table.iou if metric == "iou" else table.dsc
-    matches = MATCHERS[matcher](table, scores, threshold, metric)
+    matches = MATCHERS[matcher](table, metric, threshold)
     common = table.common()
     pairs = tuple(_describe(table, common, truth, matches[truth]) for truth in sorted(matches))
     used = sum(len(pair.prediction) for pair in pairs)
