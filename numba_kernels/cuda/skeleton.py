@@ -1,8 +1,8 @@
 """Centre lines of vessels and tubes around them, on the GPU.
 
-Thinning is a chain of many short steps. One block of threads thins one map from beginning to end: it can wait for its
-own threads between the steps and see for itself when nothing changes any more. So there is one launch, and the host
-waits for nothing; many maps (samples x classes) keep the GPU busy.
+Thinning is a chain of many short steps. One block of threads thins a class of a map from beginning to end: it can wait
+for its own threads between the steps and see for itself when nothing changes any more. So there is one launch, and the
+host waits for nothing; many classes and maps keep the GPU busy.
 """
 
 import math
@@ -18,7 +18,8 @@ from numba_kernels.cuda.device import Device
 
 __all__ = ["skeletonize", "tube"]
 
-_THREADS = 256  # of the block that thins a map: so many can always have the registers they need
+_GROUPS = 16  # of classes, by their last bits: each has a block to itself
+_THREADS = 256  # of the block that thins a group: so many can always have the registers they need
 _SCRATCH_PER_VOXEL = 4 + 2 * 4 + 8
 _DIRECTIONS = ((0, -1, 0), (0, 0, 1), (1, 0, 0), (0, 1, 0), (0, 0, -1), (-1, 0, 0))
 
@@ -56,11 +57,13 @@ def skeletonize(device: Device, labels: Any) -> Any:
     skeletons = device.empty(shape, labels.dtype)
     for part in in_parts(shape, _SCRATCH_PER_VOXEL):
         maps, out = as_volumes(labels[part]), as_volumes(skeletons[part])
-        items, voxels = maps.shape[0], math.prod(shape[1:])
-        queues, counts = device.empty((items, 2 * voxels), "int32"), device.zeros((items,), "int32")
-        device.launch(_list_border, count_rows(maps), maps, out, queues, counts)
-        stamps, marks = device.zeros((items, voxels), "int32"), device.empty((items, voxels), "int64")
-        device.launch(_thin, items, out, queues, counts, stamps, marks, threads=_THREADS)
+        groups, voxels = maps.shape[0] * _GROUPS, math.prod(maps.shape)
+        sizes, counts = device.zeros((groups,), "int32"), device.zeros((groups,), "int32")
+        device.launch(_count_groups, count_rows(maps), maps, sizes)
+        ends, queues = device.cumulate(sizes), device.empty((2 * voxels,), "int32")
+        device.launch(_list_border, count_rows(maps), maps, out, sizes, ends, queues, counts)
+        stamps, marks = device.zeros((maps.shape[0], math.prod(shape[1:])), "int32"), device.empty((voxels,), "int64")
+        device.launch(_thin, groups, out, sizes, ends, queues, counts, stamps, marks, threads=_THREADS)
     return skeletons
 
 
@@ -86,8 +89,28 @@ def tube(device: Device, skeletons: Any, radius: int = 2) -> Any:
 
 
 @kernel
-def _list_border(labels: Any, skeletons: Any, queues: Any, counts: Any) -> None:
-    """Copy the labels, and list the voxels that have not all their neighbours."""
+def _count_groups(labels: Any, sizes: Any) -> None:
+    """Count the voxels of each group in each map."""
+    table = cuda.shared.array(_GROUPS, np.int32)
+    items, planes, height, width = labels.shape
+    for row in range(cuda.blockIdx.x, items * planes * height, cuda.gridDim.x):
+        item, z, y = locate(row, planes, height)
+        for group in range(cuda.threadIdx.x, _GROUPS, cuda.blockDim.x):
+            table[group] = 0
+        cuda.syncthreads()
+        for x in range(cuda.threadIdx.x, width, cuda.blockDim.x):
+            if labels[item, z, y, x] != 0:
+                cuda.atomic.add(table, labels[item, z, y, x] & (_GROUPS - 1), 1)
+        cuda.syncthreads()
+        for group in range(cuda.threadIdx.x, _GROUPS, cuda.blockDim.x):
+            if table[group] > 0:
+                cuda.atomic.add(sizes, item * _GROUPS + group, table[group])
+        cuda.syncthreads()
+
+
+@kernel
+def _list_border(labels: Any, skeletons: Any, sizes: Any, ends: Any, queues: Any, counts: Any) -> None:
+    """Copy the labels, and list the voxels that have not all their neighbours, each group in a stretch of its own."""
     items, planes, height, width = labels.shape
     for row in range(cuda.blockIdx.x, items * planes * height, cuda.gridDim.x):
         item, z, y = locate(row, planes, height)
@@ -95,35 +118,40 @@ def _list_border(labels: Any, skeletons: Any, queues: Any, counts: Any) -> None:
             value = labels[item, z, y, x]
             skeletons[item, z, y, x] = value
             if value != 0 and _neighbourhood(labels[item], z, y, x) != (1 << 27) - 1:
-                queues[item, cuda.atomic.add(counts, item, 1)] = (z * height + y) * width + x
+                k = item * _GROUPS + (value & (_GROUPS - 1))
+                first = 2 * np.int64(ends[k] - sizes[k])
+                queues[first + cuda.atomic.add(counts, k, 1)] = (z * height + y) * width + x
 
 
 @kernel
-def _thin(skeletons: Any, queues: Any, counts: Any, stamps: Any, marks: Any) -> None:
-    """Each block thins a map. ``ends`` are where its queue ends and how many voxels are marked."""
-    ends = cuda.shared.array(2, np.int64)
-    for item in range(cuda.blockIdx.x, skeletons.shape[0], cuda.gridDim.x):
-        cuda.syncthreads()
-        if cuda.threadIdx.x == 0:
-            ends[0] = counts[item]
-        cuda.syncthreads()
-        _thin_map(skeletons[item], queues[item], stamps[item], marks[item], ends)
+def _thin(skeletons: Any, sizes: Any, ends: Any, queues: Any, counts: Any, stamps: Any, marks: Any) -> None:
+    """Each block thins a group. ``state`` tells where its queue ends and how many voxels are marked."""
+    state = cuda.shared.array(2, np.int64)
+    for k in range(cuda.blockIdx.x, sizes.size, cuda.gridDim.x):
+        if sizes[k] > 0:
+            cuda.syncthreads()
+            if cuda.threadIdx.x == 0:
+                state[0] = counts[k]
+            cuda.syncthreads()
+            first, end = np.int64(ends[k] - sizes[k]), np.int64(ends[k])
+            item = k // _GROUPS
+            _thin_group(skeletons[item], queues[2 * first : 2 * end], stamps[item], marks[first:end], state)
 
 
 @inlined
-def _thin_map(skeleton: Any, queue: Any, stamps: Any, marks: Any, ends: Any) -> None:
+def _thin_group(skeleton: Any, queue: Any, stamps: Any, marks: Any, state: Any) -> None:
     """Sweep until nothing has changed. A sweep looks at the voxels around which something has changed since the last.
 
     The queue is a ring: those of the last sweep from ``first`` on, behind them those that this sweep adds.
     """
-    first, last, sweep = np.int64(0), ends[0], 0
+    first, last, sweep = np.int64(0), state[0], 0
     while first < last:
         sweep += 1
         for dz, dy, dx in _DIRECTIONS:
             if dz == 0 or skeleton.shape[0] > 1:
-                _mark(skeleton, queue, stamps, marks, ends, (first, last, sweep), (dz, dy, dx))
-                _delete(skeleton, queue, stamps, marks, ends, sweep)
-        first, last = last, ends[0]
+                _mark(skeleton, queue, stamps, marks, state, (first, last, sweep), (dz, dy, dx))
+                _delete(skeleton, queue, stamps, marks, state, sweep)
+        first, last = last, state[0]
 
 
 @inlined
@@ -132,17 +160,17 @@ def _mark(
     queue: Any,
     stamps: Any,
     marks: Any,
-    ends: Any,
-    state: tuple[int, int, int],
+    state: Any,
+    window: tuple[int, int, int],
     direction: tuple[int, int, int],
 ) -> None:
     """List the deletable voxels that lack the neighbour in this direction, with the turn in which each may go."""
-    first, last, sweep = state
+    first, last, sweep = window
     dz, dy, dx = direction
     if cuda.threadIdx.x == 0:
-        ends[1] = 0
+        state[1] = 0
     cuda.syncthreads()
-    for k in range(first + cuda.threadIdx.x, ends[0], cuda.blockDim.x):
+    for k in range(first + cuda.threadIdx.x, state[0], cuda.blockDim.x):
         i = queue[k % queue.size]
         if k >= last or stamps[i] < sweep:  # else it has changed meanwhile and comes again further back
             z, y, x = _coordinates(skeleton, i)
@@ -150,27 +178,27 @@ def _mark(
             inside = contains(skeleton, z + dz, y + dy, x + dx)
             border = value != 0 and not (inside and skeleton[z + dz, y + dy, x + dx] == value)
             if border and _is_deletable(_neighbourhood(skeleton, z, y, x)):
-                marks[cuda.atomic.add(ends, 1, 1)] = 8 * i + 4 * (z & 1) + 2 * (y & 1) + (x & 1)
+                marks[cuda.atomic.add(state, 1, 1)] = 8 * i + 4 * (z & 1) + 2 * (y & 1) + (x & 1)
     cuda.syncthreads()
 
 
 @inlined
-def _delete(skeleton: Any, queue: Any, stamps: Any, marks: Any, ends: Any, sweep: int) -> None:
+def _delete(skeleton: Any, queue: Any, stamps: Any, marks: Any, state: Any, sweep: int) -> None:
     """Delete in 8 turns what still is deletable: voxels of one turn are no neighbours, so threads do not meet."""
-    count = ends[1]
+    count = state[1]
     for turn in range(8 if count > 0 else 0):
         for k in range(cuda.threadIdx.x, count, cuda.blockDim.x):
             if marks[k] & 7 == turn:
                 z, y, x = _coordinates(skeleton, marks[k] >> 3)
                 if _is_deletable(_neighbourhood(skeleton, z, y, x)):
-                    _enqueue_around(skeleton, queue, stamps, ends, sweep, (z, y, x))
+                    _enqueue_around(skeleton, queue, stamps, state, sweep, (z, y, x))
                     skeleton[z, y, x] = 0
         cuda.syncthreads()
 
 
 @inlined
 def _enqueue_around(
-    skeleton: Any, queue: Any, stamps: Any, ends: Any, sweep: int, centre: tuple[int, int, int]
+    skeleton: Any, queue: Any, stamps: Any, state: Any, sweep: int, centre: tuple[int, int, int]
 ) -> None:
     """Add the neighbours of a voxel of the same class to the queue, each once in a sweep."""
     planes, height, width = skeleton.shape
@@ -181,7 +209,7 @@ def _enqueue_around(
             for i in range(first_x, end_x):
                 voxel = (k * height + j) * width + i
                 if skeleton[k, j, i] == skeleton[z, y, x] and cuda.atomic.max(stamps, voxel, sweep) < sweep:
-                    queue[cuda.atomic.add(ends, 0, 1) % queue.size] = voxel
+                    queue[cuda.atomic.add(state, 0, 1) % queue.size] = voxel
 
 
 @inlined

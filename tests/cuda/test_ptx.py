@@ -39,8 +39,9 @@ KERNELS = {
         "_find_thickest": [(FLOAT[BATCH], FLOAT[VOLUME], FLOAT[LINE], *(DOUBLE,) * 3, FLOAT[BATCH])],
     },
     "skeleton": {
-        "_list_border": [(labels[BATCH], labels[BATCH], INT[ROWS], INT[LINE]) for labels in INTEGERS],
-        "_thin": [(labels[BATCH], INT[ROWS], INT[LINE], INT[ROWS], LONG[ROWS]) for labels in INTEGERS],
+        "_count_groups": [(labels[BATCH], INT[LINE]) for labels in INTEGERS],
+        "_list_border": [(labels[BATCH], labels[BATCH], *(INT[LINE],) * 4) for labels in INTEGERS],
+        "_thin": [(labels[BATCH], *(INT[LINE],) * 4, INT[ROWS], LONG[LINE]) for labels in INTEGERS],
         "_fatten": [(labels[BATCH], LONG, types.boolean[BATCH]) for labels in INTEGERS],
     },
     "soft_skeleton": {
@@ -55,7 +56,7 @@ KERNELS = {
         "_gather": [(grad[VOLUME], target[ROWS], INT[ROWS], grad[ROWS]) for grad, target in FLOATS],
     },
 }
-ATOMIC = ("_unite", "_count", "_add", "_find_deepest", "_list_border", "_thin")
+ATOMIC = ("_unite", "_count", "_add", "_find_deepest", "_count_groups", "_list_border", "_thin")
 CASES = [(module, name) for module, names in KERNELS.items() for name in names]
 CAPABILITIES = [(7, 5), (8, 0), (9, 0), (10, 0)]
 
