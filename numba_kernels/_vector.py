@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from numba_kernels._jit import inlined
 
-__all__ = ["bits_of_others", "equal_bits"]
+__all__ = ["bits_of_label", "bits_of_others", "equal_bits"]
 
 _ONE, _ALL = np.uint64(1), np.uint64(2**64 - 1)
 
@@ -29,7 +29,7 @@ def equal_bits(line: NDArray[Any], i: int, j: int) -> np.uint64:
 def bits_of_others(line: NDArray[Any], i: int, count: int, label: Any) -> np.uint64:
     """Bit k of the result tells whether ``line[i + k] != label``, for k = 0..count-1 (64 at the most)."""
     if i + 64 <= line.size:
-        return ~_bits_of_label(line, i, label) & (_ALL >> np.uint64(64 - count))
+        return ~bits_of_label(line, i, label) & (_ALL >> np.uint64(64 - count))
     bits = np.uint64(0)
     for k in range(min(count, line.size - i)):
         if line[i + k] != label:
@@ -37,7 +37,8 @@ def bits_of_others(line: NDArray[Any], i: int, count: int, label: Any) -> np.uin
     return bits
 
 
-def _bits_of_label(line: NDArray[Any], i: int, label: Any) -> np.uint64:
+def bits_of_label(line: NDArray[Any], i: int, label: Any) -> np.uint64:
+    """Bit k of the result tells whether ``line[i + k] == label``, for k = 0..63; nothing checks the bounds."""
     return np.uint64(sum(1 << k for k in np.flatnonzero(line[i : i + 64] == label).tolist()))
 
 
@@ -79,6 +80,6 @@ def _compare(context: Any, line: Any, i: Any, label: Any) -> tuple[Any, Callable
     return types.uint64(line, types.int64, line.dtype), generate
 
 
-@overload(_bits_of_label, strict=False)
+@overload(bits_of_label, strict=False)
 def _compiled_bits_of_label(line: Any, i: Any, label: Any) -> Callable[..., Any]:  # pragma: no cover
     return lambda line, i, label: _compare(line, i, label)
