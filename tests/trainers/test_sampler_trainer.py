@@ -310,6 +310,7 @@ class TestTrainer:
         for case in data.identifiers:
             nnUNetDatasetBlosc2.save_seg(np.asarray(data.load_case(case)[1][0]).clip(0), str(stage / case))
         trainer = make(configuration="3d_cascade_fullres", change=cascade)
+        trainer.initialize()
         assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[1]
         assert np.isfinite(losses_of(trainer)).all()
 
