@@ -7,7 +7,7 @@ Each reference wants an environment of its own; this project need not be install
     python benchmarks/golden_metrics.py mets2026 --data open_ms_data
     python benchmarks/golden_metrics.py ccmetrics --data open_ms_data
 
-    pip install "numpy<2" "pandas<2" "scipy<1.12" nibabel connected-components-3d
+    pip install numpy==1.24.3 pandas==1.3.5 scipy==1.11.1 nibabel==5.1.0 connected-components-3d==3.12.1  # Python 3.10
     python benchmarks/golden_metrics.py brats2023 --data open_ms_data --source BraTS-2023-Metrics
 
 ``open_ms_data`` is the folder ``cross_sectional/MNI`` of the public repository muschellij2/open_ms_data,
