@@ -82,6 +82,15 @@ def test_vessels_take_the_way_through_the_cpu(choose, batch):
     assert torch.equal(gradient, torch.ops.imbal.soft_skeleton_backward(probs, probs, counts))
 
 
+@pytest.mark.parametrize("shape", [(2, 2, 5, 6, 7), (2, 2, 1, 9, 8), (3, 1, 9, 11), (0, 1, 4, 4), (1, 1, 0, 3)])
+def test_depth_by_running_minima_is_the_same(shape):
+    noise = torch.rand(shape, generator=torch.Generator().manual_seed(1))
+    for share in (-1, 0.5, 0.97, 2):
+        depth = soft_skeleton_op._erosion_depth_on_gpu(noise < share)
+        assert depth.dtype == torch.int64
+        assert torch.equal(depth, ops.erosion_depth(noise < share))
+
+
 CALLS = {
     "cell_overlap": overlap._overlap_on_gpu,
     "cell_overlap_backward": overlap._overlap_backward_on_gpu,

@@ -110,6 +110,10 @@ def test_soft_skeleton_and_its_gradient(mask, iterations):
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
+def test_erosion_depth(mask):
+    assert torch.equal(ops.erosion_depth(mask.cuda()).cpu(), ops.erosion_depth(mask))
+
+
 def test_kernels_wait_for_the_stream_in_which_torch_works(mask):
     expected = ops.component_cells(mask)
     side = torch.cuda.Stream()
