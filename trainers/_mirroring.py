@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 from nnunet_imbal.errors import LabelError
 from nnunet_imbal.laterality import lateral_axes, paired_labels, swap_table
@@ -102,9 +103,11 @@ def choose_mirroring(
     return Mirroring(stock_axes, kept, reason, next(iter(lateral)), tuple(table))
 
 
-def directions_of(cases: nnUNetBaseDataset) -> Iterator[Any | None]:
+def directions_of(folder: Path) -> Iterator[Any | None]:
     """Orientation that nnU-Net's reader noted beside each preprocessed case; None for formats without a patient."""
-    return (_direction(cases.load_case(case)[3]) for case in cases.identifiers)
+    cases = infer_dataset_class(str(folder))(str(folder))
+    for case in cases.identifiers:
+        yield _direction(cases.load_case(case)[3])
 
 
 def _direction(properties: Mapping[str, Any]) -> Any | None:

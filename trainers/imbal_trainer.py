@@ -99,9 +99,9 @@ class ImbalTrainer(nnUNetTrainer):
         """nnU-Net's own choice, without flips that would give left structures the names of right ones."""
         rotation, dummy_2d, patch_size, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         labels = {name: value for name, value in self.dataset_json["labels"].items() if name != "ignore"}
-        cases = self.dataset_class(self.preprocessed_dataset_folder)
+        directions = directions_of(Path(self.preprocessed_dataset_folder))
         transpose = self.plans_manager.transpose_forward
-        mirroring = choose_mirroring(self.imbal_config.mirroring, axes, labels, directions_of(cases), transpose)
+        mirroring = choose_mirroring(self.imbal_config.mirroring, axes, labels, directions, transpose)
         if mirroring.reason:
             self.print_to_log_file(
                 f"Mirroring: axes {mirroring.axes}, at test time {mirroring.test_axes}, because {mirroring.reason}."
