@@ -97,7 +97,7 @@ def panoptic_quality(
 
     Components that share a voxel are candidates; their IoU or Dice decides who belongs to whom.
     ``PQ = RQ * SQ``, ``RQ = TP / (TP + FP/2 + FN/2)``, ``SQ`` = mean score of the pairs. With a threshold above 0.5
-    on the IoU there is only one possible matching; below, the matcher decides:
+    on the IoU a lesion has at most one partner; below, the matcher decides:
 
     - "greedy": one to one, highest score first; equal scores in scan order.
     - "hungarian": one to one, largest sum of scores.
