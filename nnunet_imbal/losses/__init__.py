@@ -1,24 +1,30 @@
 """The catalogue of losses: this list is complete, in alphabetical order."""
 
 from nnunet_imbal.losses._base import SegmentationLoss
+from nnunet_imbal.losses.agtal import AGTALLoss
 from nnunet_imbal.losses.blob_ce import BlobCELoss, blob_ce_loss
 from nnunet_imbal.losses.blob_dice import BlobDiceLoss, blob_dice_loss
+from nnunet_imbal.losses.breakage_cldice import BreakageClDiceLoss, breakage_cldice_loss, breakage_weights
 from nnunet_imbal.losses.cat_tversky import CATverskyLoss, cat_tversky_loss
 from nnunet_imbal.losses.cbdice import CbDiceLoss, cbdice_loss
 from nnunet_imbal.losses.cc_ce import CCCELoss, cc_ce_loss
 from nnunet_imbal.losses.cc_dice import CCDiceLoss, cc_dice_loss
 from nnunet_imbal.losses.cc_dice_ce import CCDiceCELoss, cc_dice_ce_loss
 from nnunet_imbal.losses.cldice import ClDiceLoss, cldice_loss
+from nnunet_imbal.losses.co_occurrence import co_occurrence_loss, junction_loss, junction_mask
 from nnunet_imbal.losses.combine import DeepSupervision, WeightedSum
 from nnunet_imbal.losses.instance_ce import InstanceCELoss, instance_ce_loss
 from nnunet_imbal.losses.inverse_size_ce import InverseSizeCELoss, inverse_size_ce_loss
 from nnunet_imbal.losses.inverse_size_dice import InverseSizeDiceLoss, inverse_size_dice_loss
 from nnunet_imbal.losses.lesion_mil import LesionMILLoss, lesion_mil_loss
+from nnunet_imbal.losses.radius_dice import RadiusDiceLoss, radius_dice_loss, radius_weights
 from nnunet_imbal.losses.skeleton_recall import SkeletonRecallLoss, skeleton_recall_loss, skeleton_tubes
 
 __all__ = [
+    "AGTALLoss",
     "BlobCELoss",
     "BlobDiceLoss",
+    "BreakageClDiceLoss",
     "CATverskyLoss",
     "CCCELoss",
     "CCDiceCELoss",
@@ -30,21 +36,29 @@ __all__ = [
     "InverseSizeCELoss",
     "InverseSizeDiceLoss",
     "LesionMILLoss",
+    "RadiusDiceLoss",
     "SegmentationLoss",
     "SkeletonRecallLoss",
     "WeightedSum",
     "blob_ce_loss",
     "blob_dice_loss",
+    "breakage_cldice_loss",
+    "breakage_weights",
     "cat_tversky_loss",
     "cbdice_loss",
     "cc_ce_loss",
     "cc_dice_ce_loss",
     "cc_dice_loss",
     "cldice_loss",
+    "co_occurrence_loss",
     "instance_ce_loss",
     "inverse_size_ce_loss",
     "inverse_size_dice_loss",
+    "junction_loss",
+    "junction_mask",
     "lesion_mil_loss",
+    "radius_dice_loss",
+    "radius_weights",
     "skeleton_recall_loss",
     "skeleton_tubes",
 ]

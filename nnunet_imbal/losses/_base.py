@@ -63,6 +63,8 @@ class SegmentationLoss(_Loss):
     uses_spacing: ClassVar[bool]
     takes_errors: ClassVar[bool] = False  # True: `compute` gets each voxel's cross-entropy in place of probabilities
     stands_alone: ClassVar[bool] = True  # False: a network that minimises nothing else learns nonsense
+    exact_gradient: ClassVar[bool] = True  # False: some factors are constants for the gradient by design
+    mirror_symmetric: ClassVar[bool] = True  # False: of two equal voxels it takes the first, as thinning does
 
     weight: Tensor | None
 

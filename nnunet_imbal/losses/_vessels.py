@@ -4,10 +4,20 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d, avg_pool3d, pad
 
 from nnunet_imbal.losses._reduce import reduce_components
 
-__all__ = ["average_classes", "check_spacing", "merge_classes", "present_classes", "shortfall", "total"]
+__all__ = [
+    "average_classes",
+    "box_mean",
+    "check_range",
+    "check_spacing",
+    "merge_classes",
+    "present_classes",
+    "shortfall",
+    "total",
+]
 
 
 def total(values: Tensor, batch: bool) -> Tensor:
@@ -65,3 +75,21 @@ def check_spacing(spacing: Sequence[float] | None) -> tuple[float, ...] | None:
     if spacing is not None and not (len(spacing) in (2, 3) and all(0 < mm < float("inf") for mm in spacing)):
         raise ValueError(f"spacing must be 2 or 3 positive numbers of mm, got {spacing!r}")
     return None if spacing is None else tuple(float(mm) for mm in spacing)
+
+
+def check_range(radius_range: Sequence[float]) -> tuple[float, float]:
+    """Smallest and largest radius in mm as a pair.
+
+    Raises:
+        ValueError: not two finite numbers of which the first is smaller.
+    """
+    if len(radius_range) != 2 or not 0 <= radius_range[0] < radius_range[1] < float("inf"):
+        raise ValueError(f"radius_range must be a smallest and a larger radius in mm, got {radius_range!r}")
+    return float(radius_range[0]), float(radius_range[1])
+
+
+def box_mean(values: Tensor) -> Tensor:
+    """Mean over the 3 x 3 (x 3) voxels around each voxel, channel by channel, 0 beyond the edge."""
+    axes = values.ndim - 2
+    padded = pad(values, [1] * 2 * axes)  # the pooling's own padding refuses volumes one voxel thin
+    return avg_pool2d(padded, 3, 1) if axes == 2 else avg_pool3d(padded, 3, 1)

