@@ -73,7 +73,7 @@ def cat_tversky_loss(
     exists = size > 0
     weights = torch.where(exists, (size + size_offset) ** -gamma, 0)
     hit, miss = ((weights * part).sum(-1, keepdim=True) for part in (inside, size - inside))
-    alarm = background_weight * sums[1, ..., :1]
+    alarm = background_weight * sums[1, ..., 0, None]
     present = exists.any(-1, keepdim=True)
     denominator = (hit + alpha * alarm + beta * miss + smooth_dr).where(present, 1)
     loss = 1 - (hit + smooth_nr) / denominator

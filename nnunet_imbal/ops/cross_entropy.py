@@ -79,9 +79,10 @@ def _cross_entropy_backward(grad: Tensor, logits: Tensor, target: Tensor) -> Ten
     for scores, truth, slope, out in _pieces(logits, target, grad, result):
         probs = torch.softmax(scores, 0)
         mine = probs[first:]
-        sure = (mine > _SURE) & ~truth
         # The slope of e_c is pull_c * (1 - p_c) for z_c and -pull_c * p_k for another z_k.
-        pull = torch.where(truth, -1, mine / (1 - mine)).mul_(slope).masked_fill_(sure, 0)
+        pull = torch.where(truth, -1, mine / (1 - mine))
+        sure = pull > _SURE / (1 - _SURE)
+        pull.masked_fill_(sure, 0).mul_(slope)
         torch.mul(probs, -pull.sum(0, keepdim=True), out=out)
         out[first:] += pull
         rows, voxels = sure.nonzero(as_tuple=True)  # at most one class of a voxel, whose pull may be too big to hold
