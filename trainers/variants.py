@@ -3,11 +3,15 @@
 from trainers.imbal_trainer import ImbalTrainer
 
 __all__ = [
+    "ImbalTrainerAGTAL",
     "ImbalTrainerBlob",
     "ImbalTrainerCATMIL",
     "ImbalTrainerCC",
     "ImbalTrainerCCSampler",
+    "ImbalTrainerCbDice",
+    "ImbalTrainerClDice",
     "ImbalTrainerSampler",
+    "ImbalTrainerSkeletonRecall",
     "ImbalTrainer_5epochs",
     "ImbalTrainer_demo",
 ]
@@ -46,6 +50,38 @@ class ImbalTrainerCCSampler(ImbalTrainer):
     """Dice + CE + CC-Dice on patches balanced over classes and instances."""
 
     imbal = {"terms": [{"loss": "cc_dice"}], "sampling": {}}  # noqa: RUF012
+
+
+class ImbalTrainerClDice(ImbalTrainer):
+    """Dice + CE + clDice: gaps in vessels cost more."""
+
+    imbal = {"terms": [{"loss": "cldice", "kwargs": {"alpha": 1.0}}]}  # noqa: RUF012
+
+
+class ImbalTrainerCbDice(ImbalTrainer):
+    """Dice + CE + cbDice: centre lines weighted by calibre."""
+
+    imbal = {"terms": [{"loss": "cbdice"}]}  # noqa: RUF012
+
+
+class ImbalTrainerSkeletonRecall(ImbalTrainer):
+    """Dice + CE + Skeleton Recall: no centre line may be missed."""
+
+    imbal = {"terms": [{"loss": "skeleton_recall"}]}  # noqa: RUF012
+
+
+class ImbalTrainerAGTAL(ImbalTrainer):
+    """Dice + CE + AG-TAL-R with its schedule: radius-aware Dice at once, the terms on topology from epoch 31.
+
+    Which classes may touch is not known here; `forbidden` and `radius_range` of a dataset belong into its plans.
+    """
+
+    imbal = {  # noqa: RUF012
+        "terms": [
+            {"loss": "radius_dice"},
+            {"loss": "agtal", "kwargs": {"radius_dice": 0.0}, "from_epoch": 31},
+        ]
+    }
 
 
 class ImbalTrainer_5epochs(ImbalTrainer):
