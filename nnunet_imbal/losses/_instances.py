@@ -22,6 +22,7 @@ __all__ = [
     "check_weighting",
     "inverse_size_weights",
     "labels_of",
+    "outside_components",
     "parts_in_cells",
     "region_cross_entropy",
     "region_dice_loss",
@@ -105,6 +106,12 @@ def region_weights(weighting: str, voxels: Parts) -> Parts:
     if weighting == "balanced":
         return Parts(region / (2 * voxels.inside).clamp(min=1), region / (2 * voxels.outside).clamp(min=1))
     return Parts(region / voxels.inside.clamp(min=1), torch.ones_like(region))
+
+
+def outside_components(sums: Tensor) -> Tensor:
+    """Column of id 0 of ``(B, C, 1 + K)``, as ``(B, C, 1)``."""
+    # torch.compile, which does not know K, stumbles over [..., :1] and over [..., 0].
+    return sums.index_select(-1, sums.new_zeros(1, dtype=torch.long))
 
 
 def with_hidden(background: Tensor, size: Tensor, each: float) -> Tensor:

@@ -12,6 +12,7 @@ from nnunet_imbal.losses._instances import (
     check_compat,
     check_weighting,
     labels_of,
+    outside_components,
     region_cross_entropy,
     region_weights,
     valid_voxels,
@@ -83,7 +84,7 @@ def blob_ce_loss(
     background = valid_voxels(target, mask) - size.sum(-1, keepdim=True)
     hidden = compat == "released"
     voxels = Parts(size, with_hidden(background, size, 1 if hidden else 0))
-    total = Parts(sums[0, ..., 1:], with_hidden(sums[1, ..., 0, None], size, math.log(2) if hidden else 0))
+    total = Parts(sums[0, ..., 1:], with_hidden(outside_components(sums[1]), size, math.log(2) if hidden else 0))
     loss = region_cross_entropy(total, voxels, region_weights(weighting, voxels))
     reduced = reduce_components(loss, size > 0, batch=batch, weight=weight, reduction=reduction)
     return reduced + 0 * sums[1].sum()  # connected to the graph without a lesion, and a NaN stays visible

@@ -10,6 +10,7 @@ from nnunet_imbal.losses._instances import (
     check_compat,
     check_weighting,
     labels_of,
+    outside_components,
     region_dice_loss,
     region_weights,
     valid_voxels,
@@ -84,7 +85,7 @@ def blob_dice_loss(
     size = sums[2, ..., 1:]
     background = valid_voxels(target, mask) - size.sum(-1, keepdim=True)
     weights = region_weights(weighting, Parts(size, background))
-    mass = Parts(sums[0, ..., 1:], with_hidden(sums[1, ..., 0, None], size, 0.5 if compat == "released" else 0))
+    mass = Parts(sums[0, ..., 1:], with_hidden(outside_components(sums[1]), size, 0.5 if compat == "released" else 0))
     loss = region_dice_loss(mass, size, weights, smooth_nr, smooth_dr)
     reduced = reduce_components(loss, size > 0, batch=batch, weight=weight, reduction=reduction)
     return reduced + 0 * sums[1].sum()  # connected to the graph without a lesion, and a NaN stays visible

@@ -5,7 +5,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from nnunet_imbal.losses._base import CommonOptions
-from nnunet_imbal.losses._instances import InstanceLoss, labels_of
+from nnunet_imbal.losses._instances import InstanceLoss, labels_of, outside_components
 from nnunet_imbal.losses._reduce import reduce_components
 from nnunet_imbal.ops import cell_overlap
 from nnunet_imbal.registry import register_loss
@@ -73,7 +73,7 @@ def cat_tversky_loss(
     exists = size > 0
     weights = torch.where(exists, (size + size_offset) ** -gamma, 0)
     hit, miss = ((weights * part).sum(-1, keepdim=True) for part in (inside, size - inside))
-    alarm = background_weight * sums[1, ..., 0, None]
+    alarm = background_weight * outside_components(sums[1])
     present = exists.any(-1, keepdim=True)
     denominator = (hit + alpha * alarm + beta * miss + smooth_dr).where(present, 1)
     loss = 1 - (hit + smooth_nr) / denominator

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from nnunet_imbal.losses._instances import InstanceLoss, labels_of, valid_voxels
+from nnunet_imbal.losses._instances import InstanceLoss, labels_of, outside_components, valid_voxels
 from nnunet_imbal.losses._reduce import reduce_components
 from nnunet_imbal.ops import cell_overlap
 from nnunet_imbal.registry import register_loss
@@ -56,7 +56,7 @@ def instance_ce_loss(
     sums = cell_overlap(errors, target, labels_of(target, labels, connectivity))  # (3, B, C, 1 + K)
     size = sums[2, ..., 1:]
     rest = valid_voxels(target, mask) - size.sum(-1, keepdim=True)
-    background = sums[1, ..., 0, None] / torch.where(rest > 0, rest, 1)
+    background = outside_components(sums[1]) / torch.where(rest > 0, rest, 1)
     loss = (sums[0, ..., 1:] / torch.where(size > 0, size, 1) + background) / 2
     reduced = reduce_components(loss, size > 0, batch=batch, weight=weight, reduction=reduction)
     return reduced + 0 * sums[1].sum()  # connected to the graph without a lesion, and a NaN stays visible
