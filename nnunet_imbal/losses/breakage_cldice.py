@@ -119,9 +119,10 @@ def breakage_cldice_loss(
         samples = zip(probs.split(1), target.split(1), strict=True)  # one at a time: the formula is long
         weights = torch.cat([breakage_weights(*sample, form) for sample in samples])
         if voxel_weights is not None:
-            weights = weights * voxel_weights
+            weights = weights.mul_(voxel_weights) if detach else weights * voxel_weights
         wanted = weights * (_centre_lines(tree, skeleton) & target)
-        weights = weights * _centre_lines(merged > _HALF, skeleton)
+        lines = _centre_lines(merged > _HALF, skeleton)
+        weights = weights.mul_(lines) if detach else weights * lines
     claimed = weights * probs
     precision = (total(claimed * target, batch) + smooth_nr) / (total(claimed, batch) + smooth_dr)
     sensitivity = (total(wanted * probs, batch) + smooth_nr) / (total(wanted, batch) + smooth_dr)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d, max_pool3d, pad
+from torch.utils.checkpoint import checkpoint
 
 from nnunet_imbal.losses._vessels import box_mean
 from nnunet_imbal.ops import tube
@@ -107,11 +108,18 @@ def junction_loss(probs: Tensor, target: Tensor, junctions: Tensor) -> Tensor:
         >>> junction_loss(target.float(), target, junction_mask(target)).item()
         0.0
     """
-    here = junctions.to(probs.dtype)
-    difference = _edges(probs * here) - _edges((target & junctions).to(probs.dtype))
+    channels = zip(probs.split(1, 1), target.split(1, 1), strict=True)
+    # The slopes of all classes would be kept for the way back: they are computed again, class by class.
+    errors = [checkpoint(_edge_error, p, y, junctions, use_reentrant=False) for p, y in channels]
     affected = junctions.flatten(1).any(1).sum().clamp(min=1)
-    background = ((1 - probs.sum(1, keepdim=True)) * here).sum() / here.sum().clamp(min=1)
-    return 0.1 * (difference.square().flatten(1).mean(1).sum() / affected + background)
+    background = torch.where(junctions, 1 - probs.sum(1, keepdim=True), 0).sum() / junctions.sum().clamp(min=1)
+    return 0.1 * (torch.stack(errors).mean() / affected + background)
+
+
+def _edge_error(probs: Tensor, target: Tensor, junctions: Tensor) -> Tensor:
+    """Sum over samples of the mean squared difference of edges."""
+    edges = _edges((target & junctions).to(probs.dtype))
+    return (_edges(probs * junctions) - edges).square().flatten(1).mean(1).sum()
 
 
 def _edges(values: Tensor) -> Tensor:
