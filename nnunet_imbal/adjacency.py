@@ -50,6 +50,21 @@ class Adjacency:
         np.fill_diagonal(never, False)
         return never.astype(float).tolist()
 
+    def with_mirror_image(self, table: Sequence[int]) -> "Adjacency":
+        """Count every case and its mirror image, of which the left classes are the right ones.
+
+        Args:
+            table: label values after the flip, see `nnunet_imbal.laterality.swap_table`; background is 0.
+
+        Example:
+            >>> Adjacency([[1, 1], [1, 1]], [[0, 1], [1, 0]]).with_mirror_image([0, 2, 1]).together
+            [[2, 2], [2, 2]]
+        """
+        classes = np.array(table[1 : len(self.together) + 1]) - 1
+        flipped = np.ix_(classes, classes)
+        both = [(counts + counts[flipped]).tolist() for counts in map(np.array, (self.together, self.touching))]
+        return Adjacency(*both)
+
     def save(self, path: str | Path) -> None:
         """Write as JSON, whole or not at all."""
         part = Path(path).with_suffix(".part")

@@ -64,11 +64,15 @@ class ImbalLoss(nn.Module):
     def __init__(self, host: nn.Module | None, terms: Sequence[ActiveTerm], labels: LabelSpec) -> None:
         super().__init__()
         self.host = host
-        self.terms = tuple(terms)
-        self.losses = nn.ModuleList(term.loss for term in terms)
+        self.use(terms)
         self.labels = labels
         self.epoch = 0
         self.values: dict[str, Tensor] = {}
+
+    def use(self, terms: Sequence[ActiveTerm]) -> None:
+        """Put other terms in the place of those there are."""
+        self.terms = tuple(terms)
+        self.losses = nn.ModuleList(term.loss for term in terms)
 
     def forward(self, output: Levels, target: Levels) -> Tensor:
         """Sum of host loss and weighted terms; `values` keeps each part of the latest call for error messages."""
@@ -90,8 +94,16 @@ class ImbalLoss(nn.Module):
         return value
 
 
-def build_terms(config: ImbalConfig, labels: LabelSpec, spacing: Sequence[float]) -> list[ActiveTerm]:
+def build_terms(
+    config: ImbalConfig, labels: LabelSpec, spacing: Sequence[float], learned: Mapping[str, Any]
+) -> list[ActiveTerm]:
     """Build the losses of a configuration for one dataset.
+
+    Args:
+        config: the terms.
+        labels: how the target is encoded.
+        spacing: mm per voxel.
+        learned: constructor words learned from the labels, for losses that know them; those of a term go before.
 
     Raises:
         ConfigError: a loss refuses its options.
@@ -103,7 +115,8 @@ def build_terms(config: ImbalConfig, labels: LabelSpec, spacing: Sequence[float]
             continue
         cls = get_loss(term.loss)
         _require_support(cls, labels)
-        options: dict[str, Any] = {**labels.activation(), **term.kwargs}
+        known = {word: value for word, value in learned.items() if word in cls.options()}
+        options: dict[str, Any] = {**labels.activation(), **known, **term.kwargs}
         if cls.uses_spacing:
             options.setdefault("spacing", tuple(spacing))
         loss = build_loss(term.loss, **options)
@@ -123,9 +136,10 @@ def repair_levels(loss: nn.Module) -> nn.Module:
     return loss
 
 
-def record(config: ImbalConfig, plans: dict[str, Any], configuration: str) -> None:
+def record(config: ImbalConfig, learned: Mapping[str, Any], plans: dict[str, Any], configuration: str) -> None:
     """Write the resolved configuration and our version into the plans, hence into every checkpoint."""
-    plans["configurations"][configuration]["imbal"] = {**config.to_dict(), "version": __version__}
+    entry = {**config.to_dict(), "learned": dict(learned), "version": __version__}
+    plans["configurations"][configuration]["imbal"] = entry
 
 
 def describe(config: ImbalConfig) -> str:
@@ -154,11 +168,11 @@ def describe_sampling(sampling: Sampling | None) -> str:
 
 
 def difference(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """Lines that tell where two resolved configurations differ; empty if they agree (the version may differ)."""
+    """Lines that tell where two resolved configurations differ; empty if they agree, whatever version and data say."""
     lines = []
-    default = ImbalConfig().to_dict()  # an older release did not know all the keys
-    for key in sorted({*stored, *current} - {"version"}):
-        was, now = (_plain(each.get(key, default.get(key))) for each in (stored, current))
+    stored = ImbalConfig.from_dict(stored).to_dict()  # an older release did not know all the keys
+    for key in sorted({*stored, *current} - {"version", "learned"}):
+        was, now = (_plain(each.get(key)) for each in (stored, current))
         if was != now:
             lines += [f"  {key}:", f"    checkpoint: {was}", f"    now:        {now}"]
     return lines

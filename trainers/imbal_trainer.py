@@ -22,6 +22,7 @@ from trainers._adapter import (
     record,
     repair_levels,
 )
+from trainers._anatomy import learn_anatomy, wanted
 from trainers._loader import Recipe, dataset_index, loaders_by
 from trainers._mirroring import Mirroring, choose_mirroring, directions_of, use_label_swap
 
@@ -66,9 +67,11 @@ class ImbalTrainer(nnUNetTrainer):
         self.num_epochs = self.epochs or self.num_epochs
         self.num_iterations_per_epoch = self.iterations or self.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.val_iterations or self.num_val_iterations_per_epoch
-        self.imbal_config = ImbalConfig.from_dict(self.configuration_manager.configuration.get("imbal", self.imbal))
+        entry = self.configuration_manager.configuration.get("imbal", self.imbal)
+        self.imbal_config = ImbalConfig.from_dict(entry)
+        self._learned: dict[str, Any] = dict(entry.get("learned", {}))
         self._imbal_terms()  # a wrong option must stop us here, before the dataset is unpacked
-        record(self.imbal_config, self.plans_manager.plans, configuration)
+        record(self.imbal_config, self._learned, self.plans_manager.plans, configuration)
         self._iteration = 0
         self._forced = self.oversample_foreground_percent
         self._training_set: Any = None
@@ -79,11 +82,14 @@ class ImbalTrainer(nnUNetTrainer):
             warnings.filterwarnings("ignore", "invalid value encountered", RuntimeWarning)  # see repair_levels
             host = repair_levels(super()._build_loss()) if self.imbal_config.base == "nnunet" else None
         self.print_to_log_file("Loss:", describe(self.imbal_config))
-        return ImbalLoss(host, self._imbal_terms(), label_spec(self.label_manager))
+        return ImbalLoss(host, self._imbal_terms(), label_spec(self.label_manager)).to(self.device)
 
     def _imbal_terms(self) -> list[Any]:
+        return build_terms(self.imbal_config, label_spec(self.label_manager), self._spacing(), self._learned)
+
+    def _spacing(self) -> list[float]:
         spacing = self.configuration_manager.spacing[-len(self.configuration_manager.patch_size) :]
-        return build_terms(self.imbal_config, label_spec(self.label_manager), [float(mm) for mm in spacing])
+        return [float(mm) for mm in spacing]
 
     def _set_batch_size_and_oversample(self) -> None:
         sampling, stock = self.imbal_config.sampling, self.oversample_foreground_percent
@@ -129,7 +135,21 @@ class ImbalTrainer(nnUNetTrainer):
         """
         self.print_to_log_file("Sampling:", describe_sampling(self.imbal_config.sampling))
         with loaders_by(self._recipe):
-            return super().get_dataloaders()
+            loaders: tuple[Any, Any] = super().get_dataloaders()
+        self._learn_anatomy()
+        return loaders
+
+    def _learn_anatomy(self) -> None:
+        words = wanted(self.imbal_config) - self._learned.keys()
+        if words:
+            mirroring = self._mirroring
+            table = None if mirroring is None or mirroring.lateral_axis is None else mirroring.table
+            say, spacing = self.print_to_log_file, self._spacing()
+            self._learned |= learn_anatomy(words, self._training_set, self.label_manager, spacing, table, say)
+            record(self.imbal_config, self._learned, self.plans_manager.plans, self.configuration_name)
+        if self._learned:
+            self.loss.use(self._imbal_terms())
+            self.loss.to(self.device)
 
     def _recipe(self, data: Any) -> Recipe | None:
         sampling = self.imbal_config.sampling
@@ -176,6 +196,8 @@ class ImbalTrainer(nnUNetTrainer):
         present = self.plans_manager.plans
         super().load_checkpoint(*args, **kwargs)
         stored = self.my_init_kwargs["plans"]["configurations"][self.configuration_name].get("imbal", {})
+        self._learned = dict(stored.get("learned", {}))  # the labels may have changed, the training goes on as it began
+        record(self.imbal_config, self._learned, present, self.configuration_name)
         lines = difference(stored, present["configurations"][self.configuration_name]["imbal"])
         if not lines or self.current_epoch >= self.num_epochs:  # nothing changed, or nothing left to train
             return

@@ -4,14 +4,18 @@ from trainers.imbal_trainer import ImbalTrainer
 
 __all__ = [
     "ImbalTrainerAGTAL",
+    "ImbalTrainerAGTAL_5epochs",
     "ImbalTrainerBlob",
     "ImbalTrainerCATMIL",
     "ImbalTrainerCC",
     "ImbalTrainerCCSampler",
     "ImbalTrainerCbDice",
+    "ImbalTrainerCbDice_5epochs",
     "ImbalTrainerClDice",
+    "ImbalTrainerClDice_5epochs",
     "ImbalTrainerSampler",
     "ImbalTrainerSkeletonRecall",
+    "ImbalTrainerSkeletonRecall_5epochs",
     "ImbalTrainer_5epochs",
     "ImbalTrainer_demo",
 ]
@@ -55,33 +59,66 @@ class ImbalTrainerCCSampler(ImbalTrainer):
 class ImbalTrainerClDice(ImbalTrainer):
     """Dice + CE + clDice: gaps in vessels cost more."""
 
-    imbal = {"terms": [{"loss": "cldice", "kwargs": {"alpha": 1.0}}]}  # noqa: RUF012
+    imbal = {"terms": [{"loss": "cldice", "kwargs": {"alpha": 1.0}}], "mirroring": "auto"}  # noqa: RUF012
 
 
 class ImbalTrainerCbDice(ImbalTrainer):
     """Dice + CE + cbDice: centre lines weighted by calibre."""
 
-    imbal = {"terms": [{"loss": "cbdice"}]}  # noqa: RUF012
+    imbal = {"terms": [{"loss": "cbdice"}], "mirroring": "auto"}  # noqa: RUF012
 
 
 class ImbalTrainerSkeletonRecall(ImbalTrainer):
     """Dice + CE + Skeleton Recall: no centre line may be missed."""
 
-    imbal = {"terms": [{"loss": "skeleton_recall"}]}  # noqa: RUF012
+    imbal = {"terms": [{"loss": "skeleton_recall"}], "mirroring": "auto"}  # noqa: RUF012
 
 
 class ImbalTrainerAGTAL(ImbalTrainer):
     """Dice + CE + AG-TAL-R with its schedule: radius-aware Dice at once, the terms on topology from epoch 31.
 
-    Which classes may touch is not known here; `forbidden` and `radius_range` of a dataset belong into its plans.
+    Which classes never touch, and the range of radii, are learned from the training labels of the fold, stored in plans
+    and checkpoints, and overridden by `forbidden` and `radius_range` in the plans.
     """
 
     imbal = {  # noqa: RUF012
         "terms": [
             {"loss": "radius_dice"},
             {"loss": "agtal", "kwargs": {"radius_dice": 0.0}, "from_epoch": 31},
-        ]
+        ],
+        "mirroring": "auto",
     }
+
+
+class ImbalTrainerClDice_5epochs(ImbalTrainerClDice):
+    """`ImbalTrainerClDice` for five epochs, to see whether everything runs."""
+
+    epochs = 5
+
+
+class ImbalTrainerCbDice_5epochs(ImbalTrainerCbDice):
+    """`ImbalTrainerCbDice` for five epochs, to see whether everything runs."""
+
+    epochs = 5
+
+
+class ImbalTrainerSkeletonRecall_5epochs(ImbalTrainerSkeletonRecall):
+    """`ImbalTrainerSkeletonRecall` for five epochs, to see whether everything runs."""
+
+    epochs = 5
+
+
+class ImbalTrainerAGTAL_5epochs(ImbalTrainerAGTAL):
+    """`ImbalTrainerAGTAL` for five epochs, all terms from the third on, to see whether everything runs."""
+
+    imbal = {  # noqa: RUF012
+        "terms": [
+            {"loss": "radius_dice"},
+            {"loss": "agtal", "kwargs": {"radius_dice": 0.0}, "from_epoch": 2},
+        ],
+        "mirroring": "auto",
+    }
+    epochs = 5
 
 
 class ImbalTrainer_5epochs(ImbalTrainer):
