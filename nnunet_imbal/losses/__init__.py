@@ -10,6 +10,7 @@ from nnunet_imbal.losses.cbdice import CbDiceLoss, cbdice_loss
 from nnunet_imbal.losses.cc_ce import CCCELoss, cc_ce_loss
 from nnunet_imbal.losses.cc_dice import CCDiceLoss, cc_dice_loss
 from nnunet_imbal.losses.cc_dice_ce import CCDiceCELoss, cc_dice_ce_loss
+from nnunet_imbal.losses.clce import ClCELoss, clce_loss
 from nnunet_imbal.losses.cldice import ClDiceLoss, cldice_loss
 from nnunet_imbal.losses.co_occurrence import co_occurrence_loss, junction_loss, junction_mask
 from nnunet_imbal.losses.combine import DeepSupervision, WeightedSum
@@ -30,6 +31,7 @@ __all__ = [
     "CCDiceCELoss",
     "CCDiceLoss",
     "CbDiceLoss",
+    "ClCELoss",
     "ClDiceLoss",
     "DeepSupervision",
     "InstanceCELoss",
@@ -49,6 +51,7 @@ __all__ = [
     "cc_ce_loss",
     "cc_dice_ce_loss",
     "cc_dice_loss",
+    "clce_loss",
     "cldice_loss",
     "co_occurrence_loss",
     "instance_ce_loss",
