@@ -15,7 +15,7 @@ NAMES = ("ImbalTrainerAGTAL", "ImbalTrainerCbDice", "ImbalTrainerClDice", "Imbal
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_terms_train_on_a_batch(name, ndim):
     config = ImbalConfig.from_dict(getattr(trainers, name).imbal)
-    loss = ImbalLoss(None, build_terms(config, LabelSpec(ignore_label=3), [0.7] * ndim), LabelSpec(ignore_label=3))
+    loss = ImbalLoss(None, build_terms(config, LabelSpec(ignore_label=3), [0.7] * ndim, {}), LabelSpec(ignore_label=3))
     labels = torch.zeros(1, 1, *[12] * ndim)
     labels[:, :, 3:6, 2:9], labels[:, :, 6:8, 2:9], labels[:, :, 10] = 1, 2, 3
     logits = torch.randn(1, 3, *[12] * ndim, generator=torch.Generator().manual_seed(0)).requires_grad_()
