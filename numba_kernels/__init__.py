@@ -7,6 +7,7 @@ from numba_kernels.component_stats import component_stats, largest_component, re
 from numba_kernels.component_sums import cell_overlap, cell_overlap_backward
 from numba_kernels.connected_components import connected_components
 from numba_kernels.contacts import class_contacts
+from numba_kernels.cross_entropy import one_vs_rest_cross_entropy, one_vs_rest_cross_entropy_backward
 from numba_kernels.distance import distance
 from numba_kernels.euler import euler_number
 from numba_kernels.local_thickness import local_thickness
@@ -27,6 +28,8 @@ __all__ = [
     "largest_component",
     "local_thickness",
     "nearest_component",
+    "one_vs_rest_cross_entropy",
+    "one_vs_rest_cross_entropy_backward",
     "remove_small_components",
     "skeletonize",
     "soft_skeleton",
@@ -57,6 +60,8 @@ def warmup() -> None:
         class_contacts(np.ones((2, 2), np.uint8), num_classes)
     pair = np.ones((1, 2), np.float32)
     soft_skeleton_backward(soft_skeleton(pair, 0), pair, 0)
+    column, truth = np.zeros((2, 1), np.float32), np.ones((1, 1), bool)
+    one_vs_rest_cross_entropy_backward(one_vs_rest_cross_entropy(column, truth), column, truth)
     for probs in (np.ones(cells.shape, np.float32), np.ones(cells.shape, np.float64)):
         component_max(probs, cells, count)
         for target in (cells.astype(np.uint8), probs):

@@ -13,7 +13,7 @@ import numba
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["for_each", "gpu_kernels", "items", "thread_pool"]
+__all__ = ["for_each", "for_each_sample", "gpu_kernels", "items", "thread_pool"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,12 @@ def for_each(work: Callable[[int], None], numbers: Iterable[int]) -> None:
             work(number)
     else:
         list(thread_pool(os.getpid(), threads).map(work, numbers))
+
+
+def for_each_sample(kernel: Callable[..., Any], *tensors: Tensor) -> None:
+    """Call a kernel with the arrays of each sample of (B, ...) tensors; it writes to the last of them."""
+    arrays = [tensor.detach().numpy() for tensor in tensors]
+    for_each(lambda i: kernel(*(array[i] for array in arrays)), range(len(arrays[0])))
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,4 +1,7 @@
-"""Cross-entropy of each class against all others, exact also where the network is sure and wrong."""
+"""Cross-entropy of each class against all others, exact also where the network is sure and wrong.
+
+float32 on the CPU has a kernel; float64 and the GPU take the formula in torch.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import numba_kernels
 from nnunet_imbal.errors import ConfigError
+from nnunet_imbal.ops import _run
 
 __all__ = ["one_vs_rest_cross_entropy"]
 
@@ -56,6 +61,18 @@ def one_vs_rest_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 @torch.library.custom_op("imbal::one_vs_rest_cross_entropy", mutates_args=())
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     errors = logits.new_empty(target.shape)
+    if _has_kernel(logits):
+        _run.for_each_sample(numba_kernels.one_vs_rest_cross_entropy, logits, target, errors)
+    else:
+        _formula(logits, target, errors)
+    return errors
+
+
+def _has_kernel(logits: Tensor) -> bool:
+    return logits.device.type == "cpu" and logits.dtype == torch.float32
+
+
+def _formula(logits: Tensor, target: Tensor, errors: Tensor) -> None:
     first = logits.shape[1] - target.shape[1]
     for scores, truth, out in _pieces(logits, target, errors):
         probs = torch.softmax(scores, 0)[first:]
@@ -64,7 +81,6 @@ def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
         rows, voxels = (right < 1 - _SURE).nonzero(as_tuple=True)
         own, rest = _own_and_rest(scores[:, voxels], rows + first)
         out[rows, voxels] = F.softplus(torch.where(truth[rows, voxels], rest - own, own - rest))
-    return errors
 
 
 @_cross_entropy.register_fake
@@ -75,6 +91,14 @@ def _cross_entropy_fake(logits: Tensor, target: Tensor) -> Tensor:
 @torch.library.custom_op("imbal::one_vs_rest_cross_entropy_backward", mutates_args=())
 def _cross_entropy_backward(grad: Tensor, logits: Tensor, target: Tensor) -> Tensor:
     result = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    if _has_kernel(logits):
+        _run.for_each_sample(numba_kernels.one_vs_rest_cross_entropy_backward, grad, logits, target, result)
+    else:
+        _formula_backward(grad, logits, target, result)
+    return result
+
+
+def _formula_backward(grad: Tensor, logits: Tensor, target: Tensor, result: Tensor) -> None:
     first = logits.shape[1] - target.shape[1]
     for scores, truth, slope, out in _pieces(logits, target, grad, result):
         probs = torch.softmax(scores, 0)
@@ -89,7 +113,6 @@ def _cross_entropy_backward(grad: Tensor, logits: Tensor, target: Tensor) -> Ten
         push = slope[rows, voxels] * mine[rows, voxels]
         out[:, voxels] -= push * _shares_of_rest(scores[:, voxels], rows + first)
         out[rows + first, voxels] += push
-    return result
 
 
 @_cross_entropy_backward.register_fake

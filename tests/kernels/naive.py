@@ -70,3 +70,30 @@ def component_max(values, labels, num_components):
         if places[label] < 0 or value > maxima[label]:
             maxima[label], places[label] = value, place
     return maxima, places
+
+
+def one_vs_rest_cross_entropy(logits, target):
+    out = np.empty(target.shape)
+    for k, c, voxel in _classes_of_voxels(logits, target):
+        z = logits[:, voxel].astype(float)
+        own, rest = z[c], np.logaddexp.reduce(np.delete(z, c))
+        out[k, voxel] = np.logaddexp(0, rest - own if target[k, voxel] else own - rest)
+    return out
+
+
+def one_vs_rest_cross_entropy_backward(grad, logits, target):
+    out = np.zeros(logits.shape)
+    for k, c, voxel in _classes_of_voxels(logits, target):
+        z = logits[:, voxel].astype(float)
+        others = np.delete(z, c)
+        rest = np.logaddexp.reduce(others)
+        p = np.exp(z[c] - np.logaddexp(z[c], rest))
+        slope = grad[k, voxel] * (-np.exp(rest - np.logaddexp(z[c], rest)) if target[k, voxel] else p)
+        out[:, voxel] += slope * np.insert(-np.exp(others - rest), c, 1)
+    return out
+
+
+def _classes_of_voxels(logits, target):
+    """Row of the target, channel of the logits, voxel."""
+    first = len(logits) - len(target)
+    return [(k, k + first, voxel) for k in range(len(target)) for voxel in range(target.shape[1])]
