@@ -36,6 +36,15 @@ class _Scale(NamedTuple):
     far: Any  # key of "nothing near yet"; its dtype is that of all keys
 
 
+class _Ending(NamedTuple):
+    """What the last sweep does besides: distances, and what becomes of voxels that are too far away."""
+
+    distance: Distance  # (n, after) or, if nobody asked for it, (0, 0)
+    unit: float
+    too_far: Any  # first key that is farther than the limit
+    nothing: int  # found there
+
+
 @overload
 def nearest_component(
     labels: NDArray[Any],
@@ -132,13 +141,8 @@ def nearest_component(
     limit = _check_max_distance(max_distance)
     volume = seeds.reshape((1,) * (3 - seeds.ndim) + seeds.shape)
     scale = _choose_scale(np.append(np.full(3 - seeds.ndim, steps.min()), steps), volume.shape)
-    payload = _number_voxels(volume.shape) if return_index else volume
-    keys, found = _find_nearest(volume, payload, scale, limit, _PATIENCE)
-    distance = np.empty(keys.shape if return_distance else 0, np.float32)
-    if return_distance or max_distance is not None or not volume.any():
-        _finish(keys, found, distance, scale, limit, -1 if return_index else 0)
-    cells = _look_up(volume, found) if return_index else found
-    index = found.astype(np.int64, copy=False) if return_index else found
+    found, distance = _find_nearest(volume, scale, limit, _PATIENCE, return_distance, return_index)
+    cells, index = _look_up(volume, found) if return_index else (found, found)
     wanted = [(cells, True), (distance, return_distance), (index, return_index)]
     results = tuple(array.reshape(seeds.shape) for array, want in wanted if want)
     return results if len(results) > 1 else results[0]
@@ -146,7 +150,8 @@ def nearest_component(
 
 def _as_int32(labels: NDArray[Any]) -> NDArray[np.int32]:
     limits = np.iinfo(np.int32)
-    if labels.dtype.itemsize >= 4 and labels.size and (labels.max() > limits.max or labels.min() < limits.min):
+    wide = labels.size > 0 and not np.can_cast(labels.dtype, np.int32)
+    if wide and (labels.max() > limits.max or labels.min() < limits.min):
         raise ValueError(f"labels must fit into int32, got values up to {labels.max()}; number them anew")
     # Writable, because numba compiles read-only arrays separately.
     return np.require(labels, np.int32, ["C", "A", "W"])
@@ -165,11 +170,6 @@ def _check_max_distance(max_distance: float | None) -> float:
     if not max_distance >= 0:
         raise ValueError(f"max_distance must be a number of mm >= 0, or None for no limit, got {max_distance}")
     return float(max_distance)
-
-
-def _number_voxels(shape: tuple[int, ...]) -> NDArray[Any]:
-    size = int(np.prod(shape))
-    return np.arange(size, dtype=np.int32 if size <= np.iinfo(np.int32).max else np.int64).reshape(shape)
 
 
 def _choose_scale(steps: NDArray[np.float64], shape: tuple[int, ...]) -> _Scale:
@@ -202,27 +202,36 @@ def _fits(weights: list[int], shape: tuple[int, ...], bits: int, far: Any) -> bo
 
 
 def _find_nearest(
-    volume: NDArray[np.int32], payload: NDArray[Any], scale: _Scale, limit: float, patience: int
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Key of the nearest labelled voxel, and its payload, for each voxel: two arrays of the volume's shape."""
+    volume: NDArray[np.int32], scale: _Scale, limit: float, patience: int, measured: bool, numbered: bool
+) -> tuple[NDArray[Any], Distance]:
+    """Label (or number, -1 for none) of the nearest labelled voxel of each voxel, and the distance if ``measured``."""
     z, y, x = volume.shape
+    rows, lines = (z * y, x), (1, z, y * x)
+    many = numbered and volume.size > np.iinfo(np.int32).max
     keys = np.empty(volume.shape, scale.far.dtype)
-    found = np.empty(volume.shape, payload.dtype)
+    found = np.empty(volume.shape, np.int64 if many else np.int32)
+    distance = _take_over(keys, np.float32).reshape(lines[1:]) if measured else np.empty((0, 0), np.float32)
     costs = [_tabulate_costs(n, weight, scale) for n, weight in zip(volume.shape, scale.weights, strict=True)]
-    rows = (z * y, x)
-    _start_rows(
-        volume.reshape(rows),
-        payload.reshape(rows),
-        keys.reshape(rows),
-        found.reshape(rows),
-        costs[2],
-        scale.far,
-    )
     reach = [int(min(np.sqrt(_in_units(limit, scale) / weight), 1 << 30)) for weight in scale.weights]
-    _sweep(keys, found, costs[1], scale.bits, scale.far, (reach[1], patience))
-    lines = (1, z, y * x)
-    _sweep(keys.reshape(lines), found.reshape(lines), costs[0], scale.bits, scale.far, (reach[0], patience))
-    return keys, found
+    ending = _Ending(distance, scale.unit, _first_too_far(limit, scale), -1 if numbered else 0)
+    _start_rows(volume.reshape(rows), keys.reshape(rows), found.reshape(rows), costs[2], scale.far, numbered)
+    _sweep(keys, found, costs[1], scale.bits, scale.far, (reach[1], patience), ending, False)
+    keys, found = keys.reshape(lines), found.reshape(lines)
+    _sweep(keys, found, costs[0], scale.bits, scale.far, (reach[0], patience), ending, True)
+    return found, distance
+
+
+def _look_up(volume: NDArray[np.int32], numbers: NDArray[Any]) -> tuple[Cells, Index]:
+    cells = _take_over(numbers, np.int32)
+    index = np.empty(numbers.size, np.int64)
+    _name(volume.reshape(-1), numbers.reshape(-1), cells, index)
+    return cells, index
+
+
+def _take_over(array: NDArray[Any], dtype: type[np.generic]) -> NDArray[Any]:
+    """Line of as many elements, in the same memory if they fit: touching new memory takes longer than writing."""
+    line = array.reshape(-1)
+    return line.view(dtype) if line.itemsize == np.dtype(dtype).itemsize else np.empty(line.size, dtype)
 
 
 def _tabulate_costs(n: int, weight: int, scale: _Scale) -> NDArray[Any]:
@@ -236,40 +245,37 @@ def _in_units(limit: float, scale: _Scale) -> float:
     return limit * limit * (1 + 1e-6) / scale.unit
 
 
-def _finish(
-    keys: NDArray[Any], found: NDArray[Any], distance: Distance, scale: _Scale, limit: float, nothing: int
-) -> None:
-    """Forget what is too far away, and measure the distances if there is room for them."""
-    farthest = min(_in_units(limit, scale), float(np.nextafter(float(scale.far >> scale.bits), 0)))
-    _measure(keys.reshape(-1), found.reshape(-1), distance.reshape(-1), scale.bits, scale.unit, farthest, nothing)
-
-
-def _look_up(volume: NDArray[np.int32], index: NDArray[Any]) -> Cells:
-    cells = np.take(volume.reshape(-1), index, mode="clip") if volume.size else np.empty(volume.shape, np.int32)
-    cells[index < 0] = 0
-    return cells
+def _first_too_far(limit: float, scale: _Scale) -> Any:
+    """Lowest key of a voxel that belongs to no cell."""
+    nowhere = int(scale.far) >> scale.bits
+    farthest = _in_units(limit, scale)
+    return scale.far.dtype.type(min(int(min(farthest, float(nowhere))) + 1, nowhere) << scale.bits)
 
 
 @kernel
 def _start_rows(
     labels: NDArray[np.int32],
-    payload: NDArray[Any],
     keys: NDArray[Any],
     found: NDArray[Any],
     costs: NDArray[Any],
     far: Any,
+    numbered: bool,
 ) -> None:
-    """Let nearness spread along the rows, where one label has no distance yet."""
-    near = np.empty(labels.shape[1], np.int64)
+    """Let nearness spread along the rows, where one label has no distance yet.
+
+    What is found is the number of the nearest labelled voxel, or its label.
+    """
+    width = labels.shape[1]
+    near = np.empty(width, np.int64)
     for r in range(labels.shape[0]):
         if not _find_nearest_in_row(labels[r], near):
             keys[r] = far
             found[r] = 0
             continue
-        for x in range(near.size):
+        for x in range(width):
             keys[r, x] = costs[abs(x - near[x])]
-        for x in range(near.size):
-            found[r, x] = payload[r, near[x]]
+        for x in range(width):
+            found[r, x] = r * width + near[x] if numbered else labels[r, near[x]]
 
 
 @kernel
@@ -300,8 +306,12 @@ def _sweep(
     bits: int,
     far: Any,
     limits: tuple[int, int],
+    ending: _Ending,
+    last: bool,
 ) -> None:
     """Let nearness spread along the middle axis of (before, n, after), in place.
+
+    The last sweep leaves results (see :class:`_Ending`) and no keys.
 
     Each voxel looks outwards along its line until no farther row can be nearer. That is quickest where labels are
     never far. Lines on which some voxel has not found its end after ``patience`` rounds are solved by the envelope
@@ -315,7 +325,7 @@ def _sweep(
     for b in range(before):
         for start in range(0, after, _BLOCKS * _LANES):
             count = _load(keys[b], found[b], start, heights, payload, bits, far, sites[0, 2:])
-            if count == 0:
+            if count == 0 and not last:
                 continue
             live = sites[:, : count + 4]
             _frame(live, n)
@@ -324,7 +334,10 @@ def _sweep(
                 width = min(_LANES, after - first)
                 if not _search(heights[s], best, width, costs, live, limits):
                     _follow_envelope(heights[s], best, width, live[0, 2 : count + 2], costs[1] >> bits, bits)
-                _store(best, payload[s], keys[b], found[b], first, bits)
+                if last:
+                    _finish(best, payload[s], found[b], first, bits, ending)
+                else:
+                    _store(best, payload[s], keys[b], found[b], first, bits)
 
 
 @kernel
@@ -490,19 +503,27 @@ def _store(
 
 
 @kernel
-def _measure(
-    keys: NDArray[Any],
-    found: NDArray[Any],
-    distance: NDArray[np.float32],
-    bits: int,
-    unit: float,
-    farthest: float,
-    nothing: int,
+def _finish(
+    best: NDArray[Any], payload: NDArray[Any], found: NDArray[Any], start: int, bits: int, ending: _Ending
 ) -> None:
-    """Distances in mm; whatever is farther than the limit is not found."""
-    for i in range(keys.size):
-        squared = np.float64(keys[i] >> bits)
-        within = squared <= farthest
-        found[i] = found[i] if within else nothing
-        if distance.size > 0:
-            distance[i] = np.sqrt(squared * unit) if within else np.inf
+    """Write the end results; distances may lie where the keys were, as nobody reads those of this block again."""
+    distance, unit, too_far, nothing = ending
+    mask = (1 << bits) - 1
+    first = np.uint64(start)
+    for i in range(best.shape[0]):
+        for t in range(min(_LANES, found.shape[1] - start)):
+            near = payload[best[i, t] & mask, t]
+            found[i, first + np.uint64(t)] = near if best[i, t] < too_far else nothing
+    for i in range(distance.shape[0]):
+        for t in range(min(_LANES, found.shape[1] - start)):
+            length = np.sqrt(np.float64(best[i, t] >> bits) * unit)
+            distance[i, first + np.uint64(t)] = length if best[i, t] < too_far else np.inf
+
+
+@kernel
+def _name(labels: NDArray[np.int32], numbers: NDArray[Any], cells: NDArray[np.int32], index: NDArray[np.int64]) -> None:
+    """Turn numbers of voxels into their labels, which may lie in the same memory, and into indices."""
+    for i in range(index.size):
+        number = numbers[i]
+        index[i] = number
+        cells[i] = labels[np.uint64(number)] if number >= 0 else 0
