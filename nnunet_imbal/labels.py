@@ -13,22 +13,29 @@ def plain_tensor(tensor: Tensor) -> Tensor:
     return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
 
 
-def to_one_hot(labels: Tensor, num_classes: int) -> Tensor:
+def to_one_hot(labels: Tensor, num_classes: int, first: int = 0) -> Tensor:
     """Turn a label map into one yes/no channel per class.
 
     Args:
         labels: ``(B, 1, *S)``, any dtype, values ``0 .. num_classes - 1``. Other values belong to no class.
-        num_classes: number of channels of the result, background included.
+        num_classes: number of classes, background included.
+        first: class of the first channel; 1 leaves out the background.
 
     Returns:
-        ``(B, num_classes, *S)`` bool.
+        ``(B, num_classes - first, *S)`` bool.
 
     Example:
         >>> to_one_hot(torch.tensor([[[0, 2, 1]]]), 3).int().tolist()
         [[[1, 0, 0], [0, 0, 1], [0, 1, 0]]]
     """
-    classes = torch.arange(num_classes, device=labels.device)
+    # Two dtypes would be compared in a third, which takes several times as long.
+    dtype = labels.dtype if _can_count_to(num_classes, labels.dtype) else torch.int64
+    classes = torch.arange(first, num_classes, device=labels.device, dtype=dtype)
     return labels == classes.view(1, -1, *[1] * (labels.ndim - 2))
+
+
+def _can_count_to(number: int, dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point or (dtype != torch.bool and number <= torch.iinfo(dtype).max)
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:

@@ -4,7 +4,13 @@ import numpy as np
 
 from numba_kernels.component_max import component_max
 from numba_kernels.component_stats import component_stats, largest_component, remove_small_components
-from numba_kernels.component_sums import cell_overlap, cell_overlap_backward
+from numba_kernels.component_sums import (
+    cell_error_overlap,
+    cell_error_overlap_backward,
+    cell_overlap,
+    cell_overlap_backward,
+    cell_voxels,
+)
 from numba_kernels.connected_components import connected_components
 from numba_kernels.contacts import class_contacts
 from numba_kernels.cross_entropy import one_vs_rest_cross_entropy, one_vs_rest_cross_entropy_backward
@@ -17,8 +23,11 @@ from numba_kernels.soft_skeleton import soft_skeleton, soft_skeleton_backward
 
 __distribution__ = "nnunet-imbal"
 __all__ = [
+    "cell_error_overlap",
+    "cell_error_overlap_backward",
     "cell_overlap",
     "cell_overlap_backward",
+    "cell_voxels",
     "class_contacts",
     "component_max",
     "component_stats",
@@ -67,3 +76,7 @@ def warmup() -> None:
         for target in (cells.astype(np.uint8), probs):
             sums = cell_overlap(probs, target, cells, count)
             cell_overlap_backward(sums.astype(probs.dtype), target, cells)
+    errors, mask = np.ones(cells.shape, np.float32), cells > 0
+    both = cell_error_overlap(errors, mask, cells, count)
+    cell_error_overlap_backward(both.astype(np.float32), errors, mask, cells)
+    cell_voxels(cells, count)

@@ -8,7 +8,7 @@ import numpy as np
 
 from numba_kernels._jit import inlined
 
-__all__ = ["exp32", "log32"]
+__all__ = ["exp32", "expm1_32", "log32"]
 
 _LOG2_E = np.float32(1.442695040888963)
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)  # the first has few digits, so n times it
@@ -23,6 +23,20 @@ ONE, HALF, LARGEST = np.float32(1), np.float32(0.5), np.float32(np.finfo(np.floa
 @inlined
 def exp32(x: np.float32) -> np.float32:
     """Exponential of at most 0, to 2 units in the last place; 1.6e-38 below -87."""
+    more, power = _power(x)
+    return more * power + power
+
+
+@inlined
+def expm1_32(x: np.float32) -> np.float32:
+    """Exponential of at most 0, minus 1: keeps the digits of a small number."""
+    more, power = _power(x)
+    return more * power + (power - ONE)
+
+
+@inlined
+def _power(x: np.float32) -> tuple[np.float32, np.float32]:
+    """The exponential as (1 + a) * 2**n, its parts a and 2**n."""
     x = _LOWEST if x < _LOWEST else x
     shifted = x * _LOG2_E + _ROUNDER
     n = shifted - _ROUNDER
@@ -33,9 +47,8 @@ def exp32(x: np.float32) -> np.float32:
     y = y * r + np.float32(4.1665795894e-2)
     y = y * r + np.float32(1.6666665459e-1)
     y = y * r + np.float32(5.0000001201e-1)
-    y = y * r * r + r + ONE
-    power = np.int32(np.float32(shifted).view(np.int32) << _MANTISSA)
-    return y * np.int32(power).view(np.float32)
+    bits = np.int32(np.float32(shifted).view(np.int32) << _MANTISSA)
+    return y * r * r + r, np.int32(bits).view(np.float32)
 
 
 @inlined

@@ -127,7 +127,7 @@ class SegmentationLoss(_Loss):
         if mask is not None:
             mask = _with_channel(mask, logits, "mask") != 0
         first = 0 if self.include_background or logits.shape[1] == 1 else 1
-        truth = self._one_hot(logits, target, mask)[:, first:]
+        truth = self._truth(logits, target, mask, first)
         values = self._errors(logits, truth) if self.takes_errors else self._activate(logits)[:, first:]
         if mask is not None:
             values, truth = values.masked_fill(~mask, 0), truth & mask
@@ -153,15 +153,15 @@ class SegmentationLoss(_Loss):
         probs = self._activate(logits)[:, first:]
         return -torch.where(truth, probs, 1 - probs).clamp(min=_LEAST_PROBABILITY).log()
 
-    def _one_hot(self, logits: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    def _truth(self, logits: Tensor, target: Tensor, mask: Tensor | None, first: int) -> Tensor:
         if not self.to_onehot_y:
             _require_same("target", target, "input", logits, target.shape == logits.shape)
-            return target > 0
+            return target[:, first:] > 0
         labels = _with_channel(target, logits, "target")
         if mask is not None:
             labels = labels.masked_fill(~mask, 0)
         self._check_labels(labels, logits.shape[1])
-        return to_one_hot(labels, logits.shape[1])
+        return to_one_hot(labels, logits.shape[1], first)
 
     def _check_labels(self, labels: Tensor, num_classes: int) -> None:
         # On a GPU every look at a value waits for the device, so only the first batch is looked at there.

@@ -9,7 +9,7 @@ from typing_extensions import Unpack
 
 from nnunet_imbal.labels import plain_tensor
 from nnunet_imbal.losses._base import CommonOptions, SegmentationLoss
-from nnunet_imbal.ops import cell_overlap, component_cells, component_labels
+from nnunet_imbal.ops import cell_voxels, component_cells, component_labels
 
 __all__ = [
     "Averaging",
@@ -77,10 +77,9 @@ def valid_voxels(target: Tensor, mask: Tensor | None) -> Tensor | int:
     return mask.flatten(2).sum(2, keepdim=True).clamp(min=1)
 
 
-def voxels_in_cells(values: Tensor, cells: Tensor) -> Tensor:
+def voxels_in_cells(cells: Tensor, dtype: torch.dtype) -> Tensor:
     """Voxels of each cell, ``(B, C, K)``."""
-    # The values do not matter: the third row counts. A pass over them is cheaper than a histogram of all classes.
-    return cell_overlap(values.detach(), cells > 0, cells)[2, ..., 1:]
+    return cell_voxels(cells)[..., 1:].to(dtype)
 
 
 def parts_in_cells(sums: Tensor) -> Parts:

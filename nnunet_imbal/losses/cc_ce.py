@@ -70,11 +70,11 @@ def cc_ce_loss(
         >>> round(cc_ce_loss(errors, target).item(), 4)
         0.2725
     """
-    target = target > 0
+    target = target.bool()
     cells = cells_of(target, cells, mask, spacing, connectivity)
     sums = cell_overlap(errors, target, cells)  # (3, B, C, 1 + K)
     size = sums[2, ..., 1:]
-    voxels = Parts(size, voxels_in_cells(errors, cells) - size)
+    voxels = Parts(size, voxels_in_cells(cells, errors.dtype) - size)
     loss = region_cross_entropy(parts_in_cells(sums), voxels, region_weights(weighting, voxels))
     reduced = reduce_components(loss, size > 0, batch=batch, weight=weight, reduction=reduction)
     return reduced + 0 * sums[1].sum()  # connected to the graph without a lesion, and a NaN stays visible

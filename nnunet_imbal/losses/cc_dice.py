@@ -78,11 +78,11 @@ def cc_dice_loss(
         >>> round(cc_dice_loss(probs, target, smooth_nr=0, smooth_dr=0).item(), 6)
         0.367521
     """
-    target = target > 0
+    target = target.bool()
     cells = cells_of(target, cells, mask, spacing, connectivity)
     sums = cell_overlap(probs, target, cells)  # (3, B, C, 1 + K)
     size = sums[2, ..., 1:]
-    rest = size if weighting == "none" else voxels_in_cells(probs, cells) - size
+    rest = size if weighting == "none" else voxels_in_cells(cells, probs.dtype) - size
     weights = region_weights(weighting, Parts(size, rest))
     loss = region_dice_loss(parts_in_cells(sums), size, weights, smooth_nr, smooth_dr)
     reduced = reduce_components(loss, size > 0, batch=batch, weight=weight, reduction=reduction)

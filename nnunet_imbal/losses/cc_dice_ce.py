@@ -1,9 +1,7 @@
 """CC-DiceCE: Dice and cross-entropy in the cell of each lesion, averaged over lesions."""
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from nnunet_imbal.losses._instances import (
@@ -17,7 +15,7 @@ from nnunet_imbal.losses._instances import (
     voxels_in_cells,
 )
 from nnunet_imbal.losses._reduce import reduce_components
-from nnunet_imbal.ops import cell_overlap
+from nnunet_imbal.ops import cell_error_overlap
 from nnunet_imbal.registry import register_loss
 
 __all__ = ["CCDiceCELoss", "cc_dice_ce_loss"]
@@ -72,36 +70,16 @@ def cc_dice_ce_loss(
         >>> round(cc_dice_ce_loss(errors, target).item(), 3)
         0.641
     """
-    target = target > 0
+    target = target.bool()
     cells = cells_of(target, cells, mask, spacing, connectivity)
-    sums = cell_overlap(_Probabilities.apply(errors, target), target, cells)  # (3, B, C, 1 + K)
-    wrong = cell_overlap(errors, target, cells)
+    sums, wrong = cell_error_overlap(errors, target, cells)  # of probabilities and errors, (3, B, C, 1 + K)
     size = sums[2, ..., 1:]
-    voxels = Parts(size, voxels_in_cells(errors, cells) - size)
+    voxels = Parts(size, voxels_in_cells(cells, errors.dtype) - size)
     weights = region_weights(weighting, voxels)
     loss = region_dice_loss(parts_in_cells(sums), size, weights, smooth_nr, smooth_dr)
     loss = loss + region_cross_entropy(parts_in_cells(wrong), voxels, weights)
     reduced = reduce_components(loss, size > 0, batch=batch, weight=weight, reduction=reduction)
     return reduced + 0 * wrong[1].sum()  # connected to the graph without a lesion, and a NaN stays visible
-
-
-class _Probabilities(torch.autograd.Function):
-    """Undo the logarithm of the cross-entropy; autograd's own graph would keep twice as much memory."""
-
-    @staticmethod
-    def forward(errors: Tensor, target: Tensor) -> Tensor:
-        wrong = torch.expm1(-errors).neg_()
-        return torch.where(target, 1 - wrong, wrong)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        errors, target = ctx.saved_tensors
-        slope = torch.exp(-errors).mul_(grad)
-        return torch.where(target, -slope, slope), None
 
 
 @register_loss(

@@ -63,6 +63,25 @@ def cell_overlap_backward(grad, target, cells):
     return out
 
 
+def cell_error_overlap(errors, target, cells, num_cells):
+    errors = errors.astype(float)
+    probs = np.where(target, np.exp(-errors), -np.expm1(-errors))
+    return np.stack([cell_overlap(values, target, cells, num_cells) for values in (probs, errors)])
+
+
+def cell_error_overlap_backward(grad, errors, target, cells):
+    slope = np.where(target, -1, 1) * np.exp(-errors.astype(float))
+    of_probs, of_errors = (cell_overlap_backward(rows.astype(float), target, cells) for rows in grad)
+    return of_probs * slope + of_errors
+
+
+def cell_voxels(cells, num_cells):
+    counts = np.zeros(num_cells + 1, int)
+    for voxel in np.ndindex(cells.shape):
+        counts[cells[voxel]] += 1
+    return counts
+
+
 def component_max(values, labels, num_components):
     maxima = np.full(num_components + 1, -np.inf, values.dtype)
     places = np.full(num_components + 1, -1)
