@@ -208,16 +208,18 @@ def _find_nearest(
     z, y, x = volume.shape
     rows, lines = (z * y, x), (1, z, y * x)
     many = numbered and volume.size > np.iinfo(np.int32).max
-    keys = np.empty(volume.shape, scale.far.dtype)
+    far = _far_in_plane(scale, volume.shape)
+    keys = np.empty(volume.shape, far.dtype)
     found = np.empty(volume.shape, np.int64 if many else np.int32)
     distance = _take_over(keys, np.float32).reshape(lines[1:]) if measured else np.empty((0, 0), np.float32)
-    costs = [_tabulate_costs(n, weight, scale) for n, weight in zip(volume.shape, scale.weights, strict=True)]
+    kinds = (scale.far.dtype, far.dtype, far.dtype)
+    costs = [_tabulate_costs(*of, scale.bits) for of in zip(volume.shape, scale.weights, kinds, strict=True)]
     reach = [int(min(np.sqrt(_in_units(limit, scale) / weight), 1 << 30)) for weight in scale.weights]
     ending = _Ending(distance, scale.unit, _first_too_far(limit, scale), -1 if numbered else 0)
-    _start_rows(volume.reshape(rows), keys.reshape(rows), found.reshape(rows), costs[2], scale.far, numbered)
-    _sweep(keys, found, costs[1], scale.bits, scale.far, (reach[1], patience), ending, False)
+    _start_rows(volume.reshape(rows), keys.reshape(rows), found.reshape(rows), costs[2], far, numbered)
+    _sweep(keys, found, costs[1], scale.bits, (far, far), (reach[1], patience), ending, False)
     keys, found = keys.reshape(lines), found.reshape(lines)
-    _sweep(keys, found, costs[0], scale.bits, scale.far, (reach[0], patience), ending, True)
+    _sweep(keys, found, costs[0], scale.bits, (far, scale.far), (reach[0], patience), ending, True)
     return found, distance
 
 
@@ -234,10 +236,16 @@ def _take_over(array: NDArray[Any], dtype: type[np.generic]) -> NDArray[Any]:
     return line.view(dtype) if line.itemsize == np.dtype(dtype).itemsize else np.empty(line.size, dtype)
 
 
-def _tabulate_costs(n: int, weight: int, scale: _Scale) -> NDArray[Any]:
+def _far_in_plane(scale: _Scale, shape: tuple[int, ...]) -> Any:
+    """Before the last sweep distances lie within planes: short keys may do although the volume needs long ones."""
+    short = np.int32(1 << 30)
+    return short if _fits(scale.weights[1:], shape[1:], scale.bits, short) else scale.far
+
+
+def _tabulate_costs(n: int, weight: int, dtype: np.dtype[Any], bits: int) -> NDArray[Any]:
     """What a step of 0, 1, 2, ... voxels adds to a key. Steps of n and more lead out of the volume."""
     steps = np.minimum(np.arange(2 * n + 1, dtype=np.int64), n)
-    return ((weight * steps**2) << scale.bits).astype(scale.far.dtype)
+    return ((weight * steps**2) << bits).astype(dtype)
 
 
 def _in_units(limit: float, scale: _Scale) -> float:
@@ -304,13 +312,14 @@ def _sweep(
     found: NDArray[Any],
     costs: NDArray[Any],
     bits: int,
-    far: Any,
+    fars: tuple[Any, Any],
     limits: tuple[int, int],
     ending: _Ending,
     last: bool,
 ) -> None:
     """Let nearness spread along the middle axis of (before, n, after), in place.
 
+    ``fars`` are "nothing near yet" as read from ``keys`` and as used in the search, whose keys may be longer ones.
     The last sweep leaves results (see :class:`_Ending`) and no keys.
 
     Each voxel looks outwards along its line until no farther row can be nearer. That is quickest where labels are
@@ -318,13 +327,13 @@ def _sweep(
     instead, whose cost does not grow with the distance: so the whole stays linear in the number of voxels.
     """
     before, n, after = keys.shape
-    heights = np.full((_BLOCKS, n + 1, _LANES), far, keys.dtype)  # the last row stands for "outside"
+    heights = np.full((_BLOCKS, n + 1, _LANES), fars[1], costs.dtype)  # the last row stands for "outside"
     payload = np.empty((_BLOCKS, n, _LANES), found.dtype)
-    best = np.empty((n, _LANES), keys.dtype)
+    best = np.empty((n, _LANES), costs.dtype)
     sites = np.empty((2, n + 4), np.int64)
     for b in range(before):
         for start in range(0, after, _BLOCKS * _LANES):
-            count = _load(keys[b], found[b], start, heights, payload, bits, far, sites[0, 2:])
+            count = _load(keys[b], found[b], start, heights, payload, bits, fars, sites[0, 2:])
             if count == 0 and not last:
                 continue
             live = sites[:, : count + 4]
@@ -348,11 +357,12 @@ def _load(
     heights: NDArray[Any],
     payload: NDArray[Any],
     bits: int,
-    far: Any,
+    fars: tuple[Any, Any],
     live: NDArray[np.int64],
 ) -> int:
     """Copy lines start... into the small blocks, with row numbers in the keys; list rows that hold a label."""
     n, after = keys.shape
+    nowhere, far = fars
     count = 0
     for i in range(n):
         least = far
@@ -360,6 +370,7 @@ def _load(
             first = np.uint64(start + s * _LANES)  # unsigned: no test for negative indices inside the loop
             for t in range(min(_LANES, after - start - s * _LANES)):
                 key = keys[i, first + np.uint64(t)]
+                key = key if key < nowhere else far
                 least = min(least, key)
                 heights[s, i, t] = ((key >> bits) << bits) | i
                 payload[s, i, t] = found[i, first + np.uint64(t)]

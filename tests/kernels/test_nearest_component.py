@@ -89,6 +89,25 @@ def test_searching_and_envelope_agree_to_the_bit(spacing):
             np.testing.assert_array_equal(distance, results[0][1])
 
 
+@pytest.mark.parametrize("limit", [None, 2.5, 600.0])
+def test_short_keys_within_planes_of_a_volume_that_needs_long_ones(limit):
+    spacing = (500.0, 1.0, 1.0)
+    labels = np.zeros((20, 12, 70), np.int32)  # most planes are empty
+    labels[3, 2, 5], labels[3, 9, 60], labels[11, 4, 30] = 1, 2, 3
+    scale = module._choose_scale(np.array(spacing), labels.shape)
+    assert scale.far.dtype == np.int64
+    assert module._far_in_plane(scale, labels.shape).dtype == np.int32
+    cells, distance = nearest_component(labels, spacing, return_distance=True, max_distance=limit)
+    expected, place = ndimage.distance_transform_edt(labels == 0, sampling=spacing, return_indices=True)
+    within = expected <= (np.inf if limit is None else limit)
+    np.testing.assert_allclose(distance, np.where(within, expected, np.inf), rtol=1e-6)
+    np.testing.assert_array_equal(cells > 0, within)
+    differ = within & (cells != labels[tuple(place)])  # at ties only: all three positions are tried
+    to_each = [np.linalg.norm((np.argwhere(labels == c)[0] - np.argwhere(differ)) * spacing, axis=1) for c in (1, 2, 3)]
+    own = np.choose(cells[differ] - 1, to_each)
+    np.testing.assert_allclose(own, expected[differ], rtol=1e-9)
+
+
 def test_long_sparse_line_runs_out_of_patience():
     labels = np.zeros((2, 700), np.int16)
     labels[0, 3], labels[1, 650] = 1, 2
