@@ -102,7 +102,7 @@ def test_short_keys_within_planes_of_a_volume_that_needs_long_ones(limit):
     within = expected <= (np.inf if limit is None else limit)
     np.testing.assert_allclose(distance, np.where(within, expected, np.inf), rtol=1e-6)
     np.testing.assert_array_equal(cells > 0, within)
-    differ = within & (cells != labels[tuple(place)])  # at ties only: all three positions are tried
+    differ = within & (cells != labels[tuple(place)])  # allowed where both are equally near
     to_each = [np.linalg.norm((np.argwhere(labels == c)[0] - np.argwhere(differ)) * spacing, axis=1) for c in (1, 2, 3)]
     own = np.choose(cells[differ] - 1, to_each)
     np.testing.assert_allclose(own, expected[differ], rtol=1e-9)
