@@ -58,7 +58,9 @@ def _fill(depth: NDArray[np.float32], steps: NDArray[np.float64]) -> NDArray[np.
     """
     inside = depth > 0
     planes, height, width = depth.shape
-    voxel_links = np.arange(planes * height * (width + 1)).reshape(planes, height, width + 1)
+    places = planes * height * (width + 1)
+    index = np.int32 if places <= np.iinfo(np.int32).max else np.int64  # the links are the most of the memory
+    voxel_links = np.arange(places, dtype=index).reshape(planes, height, width + 1)
     voxel_links[:, :, :-1] += ~inside
     row_links = np.arange(planes * (height + 1)).reshape(planes, height + 1)
     row_links[:, :-1] += ~inside.any(axis=2)
@@ -74,7 +76,7 @@ def _paint_balls(
     centres: NDArray[np.int64],
     depth: NDArray[np.float32],
     steps: NDArray[np.float64],
-    voxel_links: NDArray[np.int64],
+    voxel_links: NDArray[np.signedinteger],
     row_links: NDArray[np.int64],
     thickness: NDArray[np.float32],
 ) -> None:
@@ -88,7 +90,7 @@ def _paint_ball(
     radius: np.float32,
     shape: tuple[int, int, int],
     steps: NDArray[np.float64],
-    voxel_links: NDArray[np.int64],
+    voxel_links: NDArray[np.signedinteger],
     row_links: NDArray[np.int64],
     thickness: NDArray[np.float32],
 ) -> None:
@@ -118,7 +120,9 @@ def _reach(centre: int, squared: float, step: float, size: int) -> tuple[int, in
 
 
 @kernel
-def _paint(links: NDArray[np.int64], thickness: NDArray[np.float32], first: int, last: int, radius: np.float32) -> None:
+def _paint(
+    links: NDArray[np.signedinteger], thickness: NDArray[np.float32], first: int, last: int, radius: np.float32
+) -> None:
     i = _follow(links, first)
     while i <= last:
         thickness[i] = radius
@@ -127,7 +131,7 @@ def _paint(links: NDArray[np.int64], thickness: NDArray[np.float32], first: int,
 
 
 @kernel
-def _follow(links: NDArray[np.int64], i: int) -> int:
+def _follow(links: NDArray[np.signedinteger], i: int) -> int:
     """End of the links from i; the way there is halved for the next time."""
     while links[i] != i:
         links[i] = links[links[i]]

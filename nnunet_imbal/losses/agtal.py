@@ -28,11 +28,13 @@ class AGTALLoss(SegmentationLoss):
     Args:
         spacing: mm per voxel in the order of the spatial axes; None = 1 mm.
         radius_range: smallest and largest radius in mm, see `nnunet_imbal.adjacency.learn_radius_range`.
+        per_class_norm: let every class weigh the same on average, see `radius_weights`.
         forbidden: ``(C, C)`` from 0 (may touch) to 1 (never), background left out, see
             `nnunet_imbal.adjacency.learn_adjacency`. None = every class may touch every other.
         groups: classes (1..C) that meet at one junction. None = all.
         form: ``"relative"`` or ``"released"``, see `breakage_weights`.
         skeleton: ``"thinning"`` or ``"soft"``, see `breakage_cldice_loss`.
+        detach: see `breakage_cldice_loss`.
         radius_dice: factor :math:`a`.
         breakage: factor :math:`b`.
         co_occurrence: factor :math:`c`.
@@ -69,10 +71,12 @@ class AGTALLoss(SegmentationLoss):
         *,
         spacing: Sequence[float] | None = None,
         radius_range: Sequence[float] = (0.5, 2.5),
+        per_class_norm: bool = False,
         forbidden: Sequence[Sequence[float]] | Tensor | None = None,
         groups: Sequence[Sequence[int]] | None = None,
         form: str = "relative",
         skeleton: str = "thinning",
+        detach: bool = True,
         radius_dice: float = 1.0,
         breakage: float = 0.5,
         co_occurrence: float = 1.0,
@@ -88,15 +92,17 @@ class AGTALLoss(SegmentationLoss):
             raise ValueError(f"the four factors must be at least 0 and one of them above 0, got {factors}")
         self.spacing = check_spacing(spacing)
         self.radius_range = check_range(radius_range)
+        self.per_class_norm = per_class_norm
         self.groups = groups
         self.form = form
         self.skeleton = skeleton
+        self.detach = detach
         self.factors = factors
         self.register_buffer("forbidden", None if forbidden is None else _matrix(forbidden))
 
     def compute(self, probs: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         """Weighted sum of the four terms; ignored voxels are 0 in both arguments already."""
-        weights = radius_weights(target, self.spacing, self.radius_range)
+        weights = radius_weights(target, self.spacing, self.radius_range, self.per_class_norm)
         dice, breakage, co_occurrence, junction = self.factors
         parts = [0 * probs.sum()]  # keeps an empty batch connected to the graph and a NaN visible
         if dice:
@@ -127,6 +133,7 @@ class AGTALLoss(SegmentationLoss):
             target,
             form=self.form,
             skeleton=self.skeleton,
+            detach=self.detach,
             voxel_weights=weights,
             smooth_nr=self.smooth_nr,
             smooth_dr=self.smooth_dr,

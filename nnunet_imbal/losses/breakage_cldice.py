@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
+from torch.utils.checkpoint import checkpoint
 from typing_extensions import Unpack
 
 from nnunet_imbal.losses._base import CommonOptions, SegmentationLoss
@@ -55,9 +56,9 @@ def breakage_weights(probs: Tensor, target: Tensor, form: str = "relative") -> T
         [1.181, 1.019]
     """
     box = 3 ** (probs.ndim - 2)
-    found, wanted = box_mean(probs) * box, box_mean(target.to(probs.dtype)) * box
+    found, wanted = box_mean(probs).mul_(box), box_mean(target.to(probs.dtype)).mul_(box)
     error = smooth_l1_loss(found, wanted, reduction="none")
-    return torch.exp(error / (box if form == "released" else torch.maximum(found, wanted).clamp(min=1)))
+    return torch.exp(error / (box if form == "released" else torch.maximum(found, wanted).clamp_(min=1)))
 
 
 def breakage_cldice_loss(
@@ -113,23 +114,35 @@ def breakage_cldice_loss(
         >>> round(breakage_cldice_loss(probs, target).item(), 3)
         0.085
     """
-    target = target > 0
-    merged, tree = merge_classes(probs.detach(), target, exclusive)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not detach):
-        samples = zip(probs.split(1), target.split(1), strict=True)  # one at a time: the formula is long
-        weights = torch.cat([breakage_weights(*sample, form) for sample in samples])
-        if voxel_weights is not None:
-            weights = weights.mul_(voxel_weights) if detach else weights * voxel_weights
-        wanted = weights * (_centre_lines(tree, skeleton) & target)
-        lines = _centre_lines(merged > _HALF, skeleton)
-        weights = weights.mul_(lines) if detach else weights * lines
-    claimed = weights * probs
-    precision = (total(claimed * target, batch) + smooth_nr) / (total(claimed, batch) + smooth_dr)
-    sensitivity = (total(wanted * probs, batch) + smooth_nr) / (total(wanted, batch) + smooth_dr)
+    target = target.bool()
+    lines = _both_centre_lines(probs.detach(), target, exclusive, skeleton)
+    fixed = torch.ones_like(lines[0], dtype=probs.dtype) if voxel_weights is None else voxel_weights
+    classes = zip(probs.split(1, 1), target.split(1, 1), strict=True)
+    # The formula is long: class by class, and once more on the way back.
+    sums = [checkpoint(_sums, *pair, *lines, fixed, form, detach, use_reentrant=False) for pair in classes]
+    right, claims, found, wishes = (total(part, batch) for part in torch.cat(sums, 2).unsqueeze(3))
+    precision, sensitivity = (right + smooth_nr) / (claims + smooth_dr), (found + smooth_nr) / (wishes + smooth_dr)
     present = present_classes(target, batch)
     reduced = average_classes(shortfall(precision, sensitivity), present, weight, reduction)
     # Adding nothing, this keeps an empty batch connected to the graph and a NaN visible.
     return reduced + 0 * probs.sum()
+
+
+def _both_centre_lines(probs: Tensor, target: Tensor, exclusive: bool, skeleton: str) -> tuple[Tensor, Tensor]:
+    """Those wanted and those claimed, bool ``(B, 1, *S)``."""
+    merged, tree = merge_classes(probs, target, exclusive)
+    return _centre_lines(tree, skeleton), _centre_lines(merged > _HALF, skeleton)
+
+
+def _sums(
+    probs: Tensor, target: Tensor, wanted: Tensor, claimed: Tensor, fixed: Tensor, form: str, detach: bool
+) -> Tensor:
+    """What is right and all that is claimed, what is found and all that is wanted: ``(4, B, C)``."""
+    weights = breakage_weights(probs.detach() if detach else probs, target, form) * fixed
+    # Not products with masks: on the CPU those copy the mask as numbers first.
+    claims, wishes = weights.where(claimed, 0) * probs, weights.where(wanted & target, 0)
+    parts = claims.where(target, 0), claims, wishes * probs, wishes
+    return torch.stack([total(part, batch=False) for part in parts])
 
 
 def _centre_lines(mask: Tensor, skeleton: str) -> Tensor:
@@ -157,6 +170,7 @@ class BreakageClDiceLoss(SegmentationLoss):
         radius_range: smallest and largest radius in mm.
         form: ``"relative"`` or ``"released"``.
         skeleton: ``"thinning"`` or ``"soft"``.
+        detach: see `breakage_cldice_loss`.
         options: see `SegmentationLoss`.
 
     Raises:
@@ -184,6 +198,7 @@ class BreakageClDiceLoss(SegmentationLoss):
         radius_range: Sequence[float] = (0.5, 2.5),
         form: str = "relative",
         skeleton: str = "thinning",
+        detach: bool = True,
         **options: Unpack[CommonOptions],
     ) -> None:
         super().__init__(**options)
@@ -192,6 +207,7 @@ class BreakageClDiceLoss(SegmentationLoss):
         self.radius_range = check_range(radius_range)
         self.form = form
         self.skeleton = skeleton
+        self.detach = detach
 
     def compute(self, probs: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         """See `breakage_cldice_loss`; ignored voxels are 0 in both arguments already."""
@@ -201,6 +217,7 @@ class BreakageClDiceLoss(SegmentationLoss):
             exclusive=self.softmax or self.to_onehot_y,
             form=self.form,
             skeleton=self.skeleton,
+            detach=self.detach,
             voxel_weights=radius_weights(target, self.spacing, self.radius_range),
             smooth_nr=self.smooth_nr,
             smooth_dr=self.smooth_dr,

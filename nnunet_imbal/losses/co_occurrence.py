@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d, max_pool3d, pad
+from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
 from nnunet_imbal.losses._vessels import box_mean
@@ -41,11 +41,19 @@ def co_occurrence_loss(
         >>> [round(co_occurrence_loss(probs, pairs).item(), 4) for pairs in (torch.zeros(2, 2), 1 - torch.eye(2))]
         [0.0, 0.1167]
     """
-    around = box_mean(probs if voxel_weights is None else probs * voxel_weights).flatten(2)
+    weights = torch.ones_like(probs[:, :1]) if voxel_weights is None else voxel_weights
+    samples = zip(probs.split(1), weights.split(1), strict=True)
+    prices = [checkpoint(_prices, *sample, forbidden, smooth, use_reentrant=False) for sample in samples]
+    return torch.cat(prices).mean()
+
+
+def _prices(probs: Tensor, weights: Tensor, forbidden: Tensor, smooth: float) -> Tensor:
+    """What each class pays for its neighbours: ``(B, C)``."""
+    around = box_mean(probs * weights).flatten(2)
     # fp16 overflows here soon, and autocast would lower a product of matrices to it.
     with torch.autocast(probs.device.type, enabled=False):
         shared = around @ around.transpose(1, 2)
-    return ((shared * forbidden.to(shared.dtype)).sum(2) / (around.sum(2) + smooth)).mean()
+    return (shared * forbidden.to(shared.dtype)).sum(2) / (around.sum(2) + smooth)
 
 
 def junction_mask(target: Tensor, groups: Sequence[Sequence[int]] | None = None) -> Tensor:
@@ -64,8 +72,8 @@ def junction_mask(target: Tensor, groups: Sequence[Sequence[int]] | None = None)
         tensor([[0, 1, 1, 1, 1, 1]], dtype=torch.int32)
     """
     classes = target.shape[1]
-    numbers = torch.arange(1, classes + 1, device=target.device).view(1, -1, *[1] * (target.ndim - 2))
-    labels = (target * numbers).amax(1, keepdim=True).float()
+    numbers = torch.arange(1, classes + 1, dtype=torch.int16, device=target.device)
+    labels = (target * numbers.view(1, -1, *[1] * (target.ndim - 2))).amax(1, keepdim=True)
     contacts = torch.zeros_like(labels, dtype=torch.bool)
     for group in [range(1, classes + 1)] if groups is None else groups:
         belongs = torch.zeros_like(contacts)
@@ -77,10 +85,17 @@ def junction_mask(target: Tensor, groups: Sequence[Sequence[int]] | None = None)
 
 def _touching(labels: Tensor, none: int) -> Tensor:
     """Voxels with another label than 0 around them."""
-    pool = max_pool2d if labels.ndim == 4 else max_pool3d
-    highest = pool(labels, 3, 1, 1)
-    lowest = -pool(-labels.masked_fill(labels == 0, none), 3, 1, 1)
-    return (labels > 0) & ((highest != labels) | (lowest != labels))
+    # Labels counted from above: the highest of these is the lowest label.
+    reverse = (none - labels).masked_fill(labels == 0, 0)
+    return (labels > 0) & ((_highest(labels) != labels) | (_highest(reverse) != reverse))
+
+
+def _highest(values: Tensor) -> Tensor:
+    """Maximum over the 3 x 3 (x 3) voxels around, 0 beyond the edge; torch's pooling takes no integers."""
+    for axis in range(2, values.ndim):
+        before, after = _neighbours(values, axis)
+        values = torch.maximum(torch.maximum(before, after), values)
+    return values
 
 
 def junction_loss(probs: Tensor, target: Tensor, junctions: Tensor) -> Tensor:
@@ -108,18 +123,24 @@ def junction_loss(probs: Tensor, target: Tensor, junctions: Tensor) -> Tensor:
         >>> junction_loss(target.float(), target, junction_mask(target)).item()
         0.0
     """
-    channels = zip(probs.split(1, 1), target.split(1, 1), strict=True)
-    # The slopes of all classes would be kept for the way back: they are computed again, class by class.
-    errors = [checkpoint(_edge_error, p, y, junctions, use_reentrant=False) for p, y in channels]
+    everywhere = junctions.expand_as(target)
+    channels = zip(*(_channels(tensor) for tensor in (probs, target, everywhere)), strict=True)
+    # All slopes would be kept for the way back: they are computed again, channel by channel.
+    errors = [checkpoint(_edge_error, *channel, use_reentrant=False) for channel in channels]
     affected = junctions.flatten(1).any(1).sum().clamp(min=1)
     background = torch.where(junctions, 1 - probs.sum(1, keepdim=True), 0).sum() / junctions.sum().clamp(min=1)
-    return 0.1 * (torch.stack(errors).mean() / affected + background)
+    return 0.1 * (torch.stack(errors).sum() / (target.shape[1] * affected) + background)
+
+
+def _channels(tensor: Tensor) -> list[Tensor]:
+    """Views ``(1, 1, *S)`` of all channels: to flatten probabilities that lack their background would copy them."""
+    return [channel for sample in tensor.split(1) for channel in sample.split(1, 1)]
 
 
 def _edge_error(probs: Tensor, target: Tensor, junctions: Tensor) -> Tensor:
-    """Sum over samples of the mean squared difference of edges."""
+    """Mean squared difference of edges."""
     edges = _edges((target & junctions).to(probs.dtype))
-    return (_edges(probs * junctions) - edges).square().flatten(1).mean(1).sum()
+    return (_edges(probs * junctions) - edges).square().mean()
 
 
 def _edges(values: Tensor) -> Tensor:

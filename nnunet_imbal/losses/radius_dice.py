@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
@@ -14,7 +15,10 @@ __all__ = ["RadiusDiceLoss", "radius_dice_loss", "radius_weights"]
 
 
 def radius_weights(
-    target: Tensor, spacing: Sequence[float] | None = None, radius_range: Sequence[float] = (0.5, 2.5)
+    target: Tensor,
+    spacing: Sequence[float] | None = None,
+    radius_range: Sequence[float] = (0.5, 2.5),
+    per_class_norm: bool = False,
 ) -> Tensor:
     r"""Weight of each voxel by the radius of the vessel it belongs to: 1 in thick ones, up to e in thin ones.
 
@@ -25,12 +29,14 @@ def radius_weights(
         target: ``(B, C, *S)`` bool.
         spacing: mm per voxel in the order of the spatial axes; None = 1 mm.
         radius_range: smallest and largest radius in mm, see `nnunet_imbal.adjacency.learn_radius_range`.
+        per_class_norm: divide the weights inside each class by their mean there, so that thin stretches of a vessel
+            still weigh more than thick ones, but a class of thin vessels no more than another. One overlapping region
+            is treated after the other.
 
     Returns:
-        float32 ``(B, 1, *S)`` in [1, e].
+        float32 ``(B, 1, *S)`` in [1, e], with ``per_class_norm`` in (1/e, e).
 
     Example:
-        >>> import torch
         >>> vessels = torch.tensor([[[[False, True, True, True, False, True, False]]]])
         >>> radius_weights(vessels, radius_range=(1, 2))[0, 0, 0].round(decimals=2)
         tensor([1.0000, 1.0000, 1.0000, 1.0000, 1.0000, 2.7200, 1.0000])
@@ -38,7 +44,16 @@ def radius_weights(
     low, high = radius_range
     merged = target.any(1, keepdim=True)
     slimness = ((high - local_thickness(merged, spacing)) / (high - low)).clamp_(0, 1)
-    return slimness.mul_(merged).exp_()
+    weights = slimness.mul_(merged).exp_()
+    return _to_unit_mean(weights, target) if per_class_norm else weights
+
+
+def _to_unit_mean(weights: Tensor, target: Tensor) -> Tensor:
+    for own in target.split(1, 1):
+        voxels = own.flatten(1).sum(1).clamp(min=1)
+        mean = (total(weights.where(own, 0), batch=False)[:, 0] / voxels).view(-1, *[1] * (weights.ndim - 1))
+        weights = torch.where(own, weights / mean, weights)
+    return weights
 
 
 def radius_dice_loss(
@@ -47,6 +62,7 @@ def radius_dice_loss(
     *,
     spacing: Sequence[float] | None = None,
     radius_range: Sequence[float] = (0.5, 2.5),
+    per_class_norm: bool = False,
     voxel_weights: Tensor | None = None,
     smooth_nr: float = 1e-5,
     smooth_dr: float = 1e-5,
@@ -65,7 +81,8 @@ def radius_dice_loss(
         target: ``(B, C, *S)`` bool or 0/1, one-hot classes or overlapping regions, 0 where ignored.
         spacing: mm per voxel in the order of the spatial axes; None = 1 mm.
         radius_range: smallest and largest radius in mm.
-        voxel_weights: ``(B, 1, *S)``, if they are known already. Computed if None.
+        per_class_norm: see `radius_weights`.
+        voxel_weights: ``(B, 1, *S)``, if they are known already. Computed from the three above if None.
         smooth_nr: :math:`s_n`.
         smooth_dr: :math:`s_d`.
         batch: treat the batch as one sample.
@@ -80,17 +97,17 @@ def radius_dice_loss(
         for the dataset instead of each patch's own, and absent classes left out: our corrections.
 
     Example:
-        >>> import torch
         >>> target = torch.zeros(1, 1, 5, 9)
         >>> target[..., 1:4, 1:8] = 1
         >>> round(radius_dice_loss(target / 2, target).item(), 4)
         0.3333
     """
-    target = target > 0
-    weights = radius_weights(target, spacing, radius_range) if voxel_weights is None else voxel_weights
-    weighted = probs * weights
-    mass, size = total(weighted, batch), total(weights.to(probs.dtype) * target, batch)
-    loss = 1 - (2 * total(weighted * target, batch) + smooth_nr) / (mass + size + smooth_dr)
+    target = target.bool()
+    if voxel_weights is None:
+        voxel_weights = radius_weights(target, spacing, radius_range, per_class_norm)
+    weighted = probs * voxel_weights
+    mass, size = total(weighted, batch), total(voxel_weights.to(probs.dtype).where(target, 0), batch)
+    loss = 1 - (2 * total(weighted.where(target, 0), batch) + smooth_nr) / (mass + size + smooth_dr)
     reduced = average_classes(loss, present_classes(target, batch), weight, reduction)
     # Adding nothing, this keeps an empty batch connected to the graph and a NaN visible.
     return reduced + 0 * mass.sum()
@@ -103,13 +120,13 @@ class RadiusDiceLoss(SegmentationLoss):
     Args:
         spacing: mm per voxel in the order of the spatial axes; None = 1 mm.
         radius_range: smallest and largest radius in mm.
+        per_class_norm: see `radius_weights`.
         options: see `SegmentationLoss`.
 
     Raises:
         ValueError: an impossible spacing or range.
 
     Example:
-        >>> import torch
         >>> logits = torch.zeros(1, 3, 8, 8, 8)
         >>> labels = torch.zeros(1, 1, 8, 8, 8, dtype=torch.uint8)
         >>> labels[..., 2:4, 2:4, :] = 1
@@ -126,11 +143,13 @@ class RadiusDiceLoss(SegmentationLoss):
         *,
         spacing: Sequence[float] | None = None,
         radius_range: Sequence[float] = (0.5, 2.5),
+        per_class_norm: bool = False,
         **options: Unpack[CommonOptions],
     ) -> None:
         super().__init__(**options)
         self.spacing = check_spacing(spacing)
         self.radius_range = check_range(radius_range)
+        self.per_class_norm = per_class_norm
 
     def compute(self, probs: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         """See `radius_dice_loss`; ignored voxels are 0 in both arguments already."""
@@ -139,6 +158,7 @@ class RadiusDiceLoss(SegmentationLoss):
             target,
             spacing=self.spacing,
             radius_range=self.radius_range,
+            per_class_norm=self.per_class_norm,
             smooth_nr=self.smooth_nr,
             smooth_dr=self.smooth_dr,
             batch=self.batch,

@@ -10,6 +10,7 @@ from torch.autograd import gradcheck
 
 from nnunet_imbal.losses import (
     AGTALLoss,
+    RadiusDiceLoss,
     breakage_cldice_loss,
     breakage_weights,
     co_occurrence_loss,
@@ -128,6 +129,27 @@ class TestRadiusDice:
         single[..., 4, 4, 4] = True
         for mask in (target, single, torch.ones_like(target), torch.zeros_like(target)):
             assert radius_weights(mask).isfinite().all()
+
+    def test_every_class_weighs_one_on_average(self, truth):
+        weights = radius_weights(truth, radius_range=RADII, per_class_norm=True)[0, 0]
+        assert [weights[own].mean().item() for own in truth[0]] == pytest.approx([1, 1])
+        line = weights[2, 2, 5:9]
+        assert line.tolist() == pytest.approx([4 * w / (1 + 3 * math.e) for w in (1, math.e, math.e, math.e)])
+        assert weights[~truth[0].any(0)].eq(1).all()
+
+    @pytest.mark.parametrize("loss", [RadiusDiceLoss, AGTALLoss])
+    def test_losses_pass_the_norm_on(self, soft, loss):
+        labels, words = toy_labels()[None, None], {**TestTogether.words}
+        plain, normed = (loss(per_class_norm=norm, **words)(soft, labels).item() for norm in (False, True))
+        assert abs(plain - normed) > 1e-3
+
+    def test_weights_of_nothing_and_of_absent_classes_are_finite(self, truth):
+        empty = torch.zeros(2, 2, 5, 5, 10, dtype=torch.bool)
+        assert radius_weights(empty, per_class_norm=True).eq(1).all()
+        empty[0] = truth[0]
+        weights = radius_weights(empty, radius_range=RADII, per_class_norm=True)
+        assert torch.equal(weights[:1], radius_weights(truth, radius_range=RADII, per_class_norm=True))
+        assert weights[1].eq(1).all()
 
     def test_range_of_radii_must_be_one(self):
         for wrong in ((1, 1), (2, 1), (-1, 1), (1,), (0, float("inf"))):
