@@ -19,6 +19,7 @@ from nnunet_imbal.losses.inverse_size_ce import InverseSizeCELoss, inverse_size_
 from nnunet_imbal.losses.inverse_size_dice import InverseSizeDiceLoss, inverse_size_dice_loss
 from nnunet_imbal.losses.lesion_mil import LesionMILLoss, lesion_mil_loss
 from nnunet_imbal.losses.radius_dice import RadiusDiceLoss, radius_dice_loss, radius_weights
+from nnunet_imbal.losses.scnp import SCNPLoss, same_class_neighbor_penalty, scnp_loss
 from nnunet_imbal.losses.skeleton_recall import SkeletonRecallLoss, skeleton_recall_loss, skeleton_tubes
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "InverseSizeDiceLoss",
     "LesionMILLoss",
     "RadiusDiceLoss",
+    "SCNPLoss",
     "SegmentationLoss",
     "SkeletonRecallLoss",
     "WeightedSum",
@@ -62,6 +64,8 @@ __all__ = [
     "lesion_mil_loss",
     "radius_dice_loss",
     "radius_weights",
+    "same_class_neighbor_penalty",
+    "scnp_loss",
     "skeleton_recall_loss",
     "skeleton_tubes",
 ]

@@ -62,9 +62,10 @@ class SegmentationLoss(_Loss):
     supports_ignore: ClassVar[bool]
     uses_spacing: ClassVar[bool]
     takes_errors: ClassVar[bool] = False  # True: `compute` gets each voxel's cross-entropy in place of probabilities
+    takes_logits: ClassVar[bool] = False  # True: `compute` gets logits and truth of all channels
     stands_alone: ClassVar[bool] = True  # False: a network that minimises nothing else learns nonsense
-    exact_gradient: ClassVar[bool] = True  # False: some factors are constants for the gradient by design
-    mirror_symmetric: ClassVar[bool] = True  # False: of two equal voxels it takes the first, as thinning does
+    exact_gradient: ClassVar[bool] = True  # False: some factors are constants for the gradient unless detach=False
+    mirror_symmetric: ClassVar[bool] = True  # False: of two equal voxels thinning takes the first
 
     weight: Tensor | None
 
@@ -117,7 +118,8 @@ class SegmentationLoss(_Loss):
     def compute(self, probs: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         """The formula: ``probs`` float32/64 and ``target`` bool, both ``(B, C, *S)`` and 0 where ``mask`` is False.
 
-        With ``takes_errors`` the first argument is the cross-entropy of each class against the rest instead.
+        With ``takes_errors`` the first argument is the cross-entropy of each class against the rest instead, with
+        ``takes_logits`` the logits of all channels, and the target has all channels, too.
         """
         raise NotImplementedError
 
@@ -126,16 +128,21 @@ class SegmentationLoss(_Loss):
             raise ValueError(f"input must be (B, C, Y, X) or (B, C, Z, Y, X), got shape {tuple(logits.shape)}")
         if mask is not None:
             mask = _with_channel(mask, logits, "mask") != 0
-        first = 0 if self.include_background or logits.shape[1] == 1 else 1
+        first = 0 if self.takes_logits or self.include_background or logits.shape[1] == 1 else 1
         truth = self._truth(logits, target, mask, first)
-        values = self._errors(logits, truth) if self.takes_errors else self._activate(logits)[:, first:]
+        # Sums over a whole patch overflow in fp16 and stall in bf16; float64 is kept for numerical checks.
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        values = self._values(logits, truth, first)
         if mask is not None:
             values, truth = values.masked_fill(~mask, 0), truth & mask
         return values, truth, mask
 
+    def _values(self, logits: Tensor, truth: Tensor, first: int) -> Tensor:
+        if self.takes_logits:
+            return logits
+        return self._errors(logits, truth) if self.takes_errors else self._activate(logits)[:, first:]
+
     def _activate(self, logits: Tensor) -> Tensor:
-        # Sums over a whole patch overflow in fp16 and stall in bf16; float64 is kept for numerical checks.
-        logits = logits if logits.dtype == torch.float64 else logits.float()
         if self.softmax:
             return torch.softmax(logits, dim=1)
         if self.sigmoid:
@@ -145,7 +152,6 @@ class SegmentationLoss(_Loss):
     def _errors(self, logits: Tensor, truth: Tensor) -> Tensor:
         # From logits, because probabilities forget how confident a mistake was.
         first = logits.shape[1] - truth.shape[1]
-        logits = logits if logits.dtype == torch.float64 else logits.float()
         if self.softmax:
             return one_vs_rest_cross_entropy(logits, truth)
         if self.sigmoid:
