@@ -1,6 +1,7 @@
-"""What does ImbalTrainer cost? Time of one training iteration over that of stock nnU-Net, same patch, batch, network.
+"""What do our trainers cost? Time of one training iteration over that of stock nnU-Net, same patch, batch, network.
 
-Both trainers live in one process and take turns (A, B, A, B, ...), so that what else the machine does hits both alike.
+All trainers live in one process and take turns (A, B, C, A, B, C, ...), so that what else the machine does hits all
+alike.
 """
 
 import argparse
@@ -8,7 +9,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,20 +22,42 @@ from _machine import describe_machine, machine_lines
 from numpy.typing import NDArray
 
 import numba_kernels
-from nnunet_imbal.ops import cell_overlap, component_cells
-from nnunet_imbal.phantoms import LesionPhantom
+import trainers
+from nnunet_imbal.phantoms import LesionPhantom, VesselPhantom
 
 PATIENTS = ("07", "26")
 NAME, CONFIGURATION = "Dataset700_IterationTime", "3d_fullres"
-DATASET = {"channel_names": {"0": "MR", "1": "MR"}, "labels": {"background": 0, "lesion": 1}, "file_ending": ".nii.gz"}
+STOCK = "nnUNetTrainer"
+TRAINERS = {
+    "lesions": ("ImbalTrainerCC", "ImbalTrainerBlob", "ImbalTrainerCATMIL"),
+    "patients": ("ImbalTrainerCC", "ImbalTrainerBlob", "ImbalTrainerCATMIL"),
+    "vessels": (
+        "ImbalTrainerClDice",
+        "ImbalTrainerCbDice",
+        "ImbalTrainerSkeletonRecall",
+        "ImbalTrainerAGTAL",
+    ),
+}
 
 
-def phantom_labels(patch: int, batch: int) -> NDArray[np.uint8]:
+def lesion_labels(patch: int, batch: int) -> NDArray[np.uint8]:
     """Patches with 30 artificial lesions each, most of them tiny: ``(B, Z, Y, X)``."""
     phantom = LesionPhantom(
         shape=(patch,) * 3, spacing=(1, 1, 1), count_median=30, count_log_sd=0, volume_range_mm3=(2, 3000)
     )
     return np.stack([phantom.training_case(0, index).label.T for index in range(batch)])
+
+
+def vessel_labels(patch: int, batch: int) -> NDArray[np.uint8]:
+    """Patches of the circle of Willis, 13 classes, as much of it as fits: ``(B, Z, Y, X)``."""
+    return np.stack([_densest_patch(VesselPhantom().training_case(0, index).label.T, patch) for index in range(batch)])
+
+
+def _densest_patch(labels: NDArray[np.uint8], patch: int) -> NDArray[np.uint8]:
+    middle = np.argwhere(labels > 0).mean(0).round().astype(int)
+    padded = np.pad(labels, patch)
+    box = tuple(slice(at + patch - patch // 2, at + patch - patch // 2 + patch) for at in middle)
+    return padded[box]
 
 
 def patient_labels(data: Path, patch: int, batch: int) -> NDArray[np.uint8]:
@@ -50,6 +73,12 @@ def _richest_patch(path: Path, patch: int) -> NDArray[np.uint8]:
     inside = [np.all((centres >= corner) & (centres < corner + patch), axis=1).sum() for corner in corners]
     box = tuple(slice(start, start + patch) for start in corners[int(np.argmax(inside))])
     return gold[box].astype(np.uint8)
+
+
+def describe_dataset(labels: NDArray[np.uint8]) -> dict[str, Any]:
+    """The dataset.json of such labels."""
+    names = {"background": 0} | {f"class {number}": number for number in range(1, int(labels.max()) + 1)}
+    return {"channel_names": {"0": "MR", "1": "MR"}, "labels": names, "file_ending": ".nii.gz"}
 
 
 def make_batch(labels: NDArray[np.uint8], scales: list[list[float]], seed: int) -> dict[str, Any]:
@@ -103,55 +132,55 @@ def make_plans(patch: int, batch: int) -> dict[str, Any]:
     }
 
 
-def make_trainer(cls: Any, patch: int, batch: int, device: str, seed: int) -> Any:
-    """A trainer ready for ``train_step``, without a dataset."""
+def make_trainer(name: str, labels: NDArray[np.uint8], device: str, seed: int) -> Any:
+    """A trainer ready for ``train_step`` with all its terms in force, without a dataset."""
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    cls = nnUNetTrainer if name == STOCK else getattr(trainers, name)
+    batch, patch = labels.shape[:2]
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("raw", "preprocessed", "results"):
-            os.environ[f"nnUNet_{name}"] = str(Path(folder) / name)
+        for part in ("raw", "preprocessed", "results"):
+            os.environ[f"nnUNet_{part}"] = str(Path(folder) / part)
         empty = Path(folder) / "preprocessed" / NAME / "none" / "case.b2nd"  # nnU-Net looks at the ending only
         empty.parent.mkdir(parents=True)
         empty.touch()
         torch.manual_seed(seed)
-        trainer = cls(make_plans(patch, batch), CONFIGURATION, 0, DATASET, torch.device(device))
+        trainer = cls(make_plans(patch, batch), CONFIGURATION, 0, describe_dataset(labels), torch.device(device))
         trainer.initialize()
         trainer.print_to_log_file = lambda *words, **options: None  # its folder is about to vanish
     trainer.network.train()
+    if name != STOCK:
+        never = 1 - np.eye(int(labels.max()))  # as a training on labels would learn, at its dearest
+        trainer._learned = {"forbidden": never.tolist(), "radius_range": [0.5, 2.5]}
+        trainer._learn_anatomy()
+        trainer.loss.epoch = trainer.num_epochs
     return trainer
 
 
-def measure(labels: NDArray[np.uint8], iterations: int, warm_up: int, device: str, seed: int) -> dict[str, Any]:
-    """Times in ms of one process: both trainers in turns, then our two operators alone."""
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
-    from trainers import ImbalTrainer
-
-    batch, patch = labels.shape[:2]
-    pair = [make_trainer(cls, patch, batch, device, seed) for cls in (nnUNetTrainer, ImbalTrainer)]
-    samples = make_batch(labels, pair[0]._get_deep_supervision_scales(), seed)
-    times = np.array(
-        [[_time_ms(lambda t=t: t.train_step(samples), device) for t in pair] for _ in range(warm_up + iterations)]
-    )[warm_up:]
-    mask = samples["target"][0].to(device) > 0
-    cells, probs = component_cells(mask, None, 26), torch.rand(mask.shape, device=device)
-    alone = {
-        "component_cells_ms": lambda: component_cells(mask, None, 26),
-        "cell_overlap_ms": lambda: cell_overlap(probs, mask, cells),
-    }
-    return {
-        "components": cells.flatten(1).amax(1).tolist(),
-        "stock_ms": times[:, 0].tolist(),
-        "imbal_ms": times[:, 1].tolist(),
-        **{name: [_time_ms(work, device) for _ in range(iterations)] for name, work in alone.items()},
-    }
+def measure(
+    labels: NDArray[np.uint8], names: Sequence[str], iterations: int, warm_up: int, device: str, seed: int
+) -> dict[str, Any]:
+    """Times in ms of one process, the trainers in turns."""
+    made = {name: make_trainer(name, labels, device, seed) for name in (STOCK, *names)}
+    samples = make_batch(labels, made[STOCK]._get_deep_supervision_scales(), seed)
+    times: dict[str, list[float]] = {name: [] for name in made}
+    for _ in range(warm_up + iterations):
+        for name, trainer in made.items():
+            times[name].append(_time_ms(lambda t=trainer: t.train_step(samples), device))
+    components = [int(numba_kernels.connected_components(each, 26)[1]) for each in labels]
+    return {"components": components, "ms": {name: values[warm_up:] for name, values in times.items()}}
 
 
 def _time_ms(work: Callable[[], object], device: str) -> float:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+    """Milliseconds by the clock on a GPU; on a CPU those of the process, in which the work of others does not show."""
+    if not device.startswith("cuda"):
+        begin = time.process_time()
+        work()
+        return 1000 * (time.process_time() - begin)
+    torch.cuda.synchronize()
     begin = time.perf_counter()
     work()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+    torch.cuda.synchronize()
     return 1000 * (time.perf_counter() - begin)
 
 
@@ -159,14 +188,15 @@ def run_benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
     """Each patch size and label map in processes of their own, one after the other."""
     machine, rows = describe_machine(arguments.device), []
     for patch in arguments.patch:
-        maps = {"phantom": phantom_labels(patch, arguments.batch)}
+        maps = {"lesions": lesion_labels(patch, arguments.batch), "vessels": vessel_labels(patch, arguments.batch)}
         if arguments.data:
             maps["patients"] = patient_labels(arguments.data, patch, arguments.batch)
-        for name, labels in maps.items():
-            words = (labels, arguments.iterations, arguments.warm_up, arguments.device)
+        for kind in arguments.labels:
+            words = (maps[kind], TRAINERS[kind], arguments.iterations, arguments.warm_up, arguments.device)
             processes = [_in_new_process(*words, seed) for seed in range(arguments.processes)]
-            rows.append({"patch": patch, "labels": name, "batch": arguments.batch, "processes": processes})
-            print(_row(_cells(rows[-1])), flush=True)
+            row = {"patch": patch, "labels": kind, "classes": int(maps[kind].max()), "batch": arguments.batch}
+            rows.append({**row, "processes": processes})
+            print("\n".join(_lines(rows[-1])), flush=True)
     return {
         "machine": machine,
         "settings": {name: getattr(arguments, name) for name in ("iterations", "warm_up", "processes", "device")},
@@ -182,39 +212,37 @@ def _in_new_process(*words: Any) -> dict[str, Any]:
 def markdown(result: dict[str, Any]) -> str:
     """The result as a page: the ratio first."""
     settings = result["settings"]
-    columns = ["patch", "labels", "components", "**ratio**", "ratio of each process", "stock ms [IQR]"]
-    columns += ["ImbalTrainer ms [IQR]", "component_cells ms", "cell_overlap ms"]
+    columns = ["patch", "labels", "components", "trainer", "**ratio**", "ratio of each process", "ms [IQR]"]
     lines = [
-        "# Time of one training iteration: ImbalTrainer over stock nnU-Net",
+        "# Time of one training iteration over that of stock nnU-Net",
         "",
         _row(columns),
         _row(["---"] * len(columns)),
-        *(_row(_cells(row)) for row in result["rows"]),
+        *(line for row in result["rows"] for line in _lines(row)),
         "",
-        "Ratio: median over processes of (median ImbalTrainer / median stock), 1 = no extra cost. Times: median and",
-        "quartiles of all iterations after warm-up, forward + backward + optimiser, without loading and augmentation.",
+        "Ratio: median over processes of (median of the trainer / median of stock), 1 = no extra cost. Times: median",
+        "and quartiles of all iterations after warm-up, forward + backward + optimiser, no loading or augmentation;",
+        "terms that start in a later epoch are in force. On a CPU: time of the process, all its threads together.",
         "",
-        f"- {settings['processes']} processes x {settings['iterations']} iterations of each trainer in turns, after "
-        f"{settings['warm_up']} to warm up",
+        f"- processes: {settings['processes']}; in each, after {settings['warm_up']} to warm up, "
+        f"{settings['iterations']} iterations of each trainer in turns",
         "- network: what nnU-Net's planner gives this patch (PlainConvUNet, 32 to at most 320 features), 2 channels",
         *machine_lines(result["machine"]),
     ]
     return "\n".join([*lines, ""])
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    processes = row["processes"]
-    ratios = [float(np.median(one["imbal_ms"]) / np.median(one["stock_ms"])) for one in processes]
-    times = {name: np.concatenate([one[name] for one in processes]) for name in processes[0] if name.endswith("_ms")}
-    return [
-        f"{row['batch']} x {row['patch']}³",
-        row["labels"],
-        " + ".join(str(number) for number in processes[0]["components"]),
-        f"**{np.median(ratios):.3f}**",
-        ", ".join(f"{ratio:.3f}" for ratio in ratios),
-        *(_spread(times[name]) for name in ("stock_ms", "imbal_ms")),
-        *(f"{np.median(times[name]):.1f}" for name in ("component_cells_ms", "cell_overlap_ms")),
-    ]
+def _lines(row: dict[str, Any]) -> list[str]:
+    classes = "1 class" if row["classes"] == 1 else f"{row['classes']} classes"
+    what = [f"{row['batch']} x {row['patch']}³", f"{row['labels']}, {classes}"]
+    what.append(" + ".join(str(number) for number in row["processes"][0]["components"]))
+    return [_row([*what, name, *_times(row["processes"], name)]) for name in row["processes"][0]["ms"]]
+
+
+def _times(processes: list[dict[str, Any]], name: str) -> list[str]:
+    ratios = [float(np.median(one["ms"][name]) / np.median(one["ms"][STOCK])) for one in processes]
+    times = np.concatenate([one["ms"][name] for one in processes])
+    return [f"**{np.median(ratios):.3f}**", ", ".join(f"{ratio:.3f}" for ratio in ratios), _spread(times)]
 
 
 def _spread(times: NDArray[np.float64]) -> str:
@@ -229,7 +257,8 @@ def _row(cells: list[str]) -> str:
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder open_ms_data, to measure on real lesions too")
+    parser.add_argument("--data", type=Path, help="folder open_ms_data, for --labels patients")
+    parser.add_argument("--labels", nargs="+", default=["lesions", "vessels"], choices=TRAINERS)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the result")
     parser.add_argument("--patch", type=int, nargs="+", default=[64], help="edge in voxels; several are allowed")
     parser.add_argument("--batch", type=int, default=2)
@@ -237,7 +266,10 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--warm-up", type=int, default=3)
     parser.add_argument("--processes", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    return parser.parse_args(words)
+    arguments = parser.parse_args(words)
+    if "patients" in arguments.labels and not arguments.data:
+        parser.error("--labels patients needs --data")
+    return arguments
 
 
 def main() -> None:

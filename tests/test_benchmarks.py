@@ -11,9 +11,11 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+import trainers
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 RESULTS = sorted((BENCHMARKS / "results").glob("*.*"))
-NAMES = ("iteration_time", "ms_two_patients", "bench_kernels")
+NAMES = ("iteration_time", "ms_two_patients", "bench_kernels", "vessel_training")
 HELPERS = ("_machine", "_short_nnunet", "_kernel_inputs", "_kernel_loops", "_kernel_page", "_kernel_rows")
 
 
@@ -115,20 +117,58 @@ def test_labels_and_batch_of_iteration_time(load, patients):
     assert torch.equal(batch["target"][0][:, 0], torch.from_numpy(labels).float())
 
 
-def test_phantom_has_many_lesions(load):
+def test_phantoms_of_iteration_time(load):
     script = load("iteration_time")
-    components = [script.numba_kernels.connected_components(patch > 0, 26)[1] for patch in script.phantom_labels(64, 2)]
+    components = [script.numba_kernels.connected_components(patch > 0, 26)[1] for patch in script.lesion_labels(64, 2)]
     assert all(25 <= count <= 35 for count in components)
+    vessels = script.vessel_labels(64, 2)
+    assert vessels.shape == (2, 64, 64, 64)
+    assert len(np.unique(vessels)) > 8
+    assert list(script.describe_dataset(vessels)["labels"].values()) == list(range(int(vessels.max()) + 1))
+
+
+def test_page_of_vessel_training(load):
+    run = {"patches_checksum": "a", "dice": {"BA": 0.5, "Acom": 0.25, "R-Pcom": None, "L-Pcom": 0.0}, "epochs_s": 9.0}
+    run |= {"b0_error": 1.0, "cldice_merged": 0.5, "b0_error_merged": 2.0, "b1_error_merged": 0.0}
+    runs = [{**run, "arm": "clDice", "seed": seed} for seed in (0, 1)]
+    settings = {"epochs": 2, "iterations": 3, "patch": [8, 8, 8], "batch": 2, "features": [4, 8], "cases": 16}
+    script = load("vessel_training")
+    page = script.markdown({"machine": script.describe_machine(), "settings": settings, "runs": runs})
+    assert "| clDice | 2 | 0.250 [0.250, 0.250] | 0.250 [0.250, 0.250] | - | 0.000 [0.000, 0.000] | 1.000" in page
+    assert "same patches: yes" in page
+
+
+def test_plans_of_vessel_training(load, tmp_path):
+    script = load("vessel_training")
+    stock = tmp_path / "nnUNetPlans.json"
+    stock.write_text(json.dumps({"plans_name": "nnUNetPlans", "configurations": {"3d_short": {}}}))
+    for arm, imbal in script.ARMS.items():
+        plans = json.loads((tmp_path / f"{script.write_plans(stock, arm, imbal)}.json").read_text())
+        entry = plans["configurations"]["3d_short"].get("imbal")
+        assert (entry is None) == (arm == script.STOCK)
+        assert not any(term["from_epoch"] for term in (entry or {"terms": []})["terms"])
+
+
+def test_trainers_of_iteration_time_exist(load):
+    for names in load("iteration_time").TRAINERS.values():
+        assert not set(names) - set(trainers.__all__)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # nnU-Net's own
+def test_iteration_time_of_two_trainers(load):
+    script = load("iteration_time")
+    times = script.measure(script.lesion_labels(32, 1), ["ImbalTrainerCC"], 1, 0, "cpu", 0)["ms"]
+    assert {name: len(values) for name, values in times.items()} == {"nnUNetTrainer": 1, "ImbalTrainerCC": 1}
 
 
 def test_page_of_iteration_time(load):
-    process = {"components": [30, 29], "stock_ms": [100.0] * 4, "imbal_ms": [110.0] * 4}
-    process |= {"component_cells_ms": [6.0], "cell_overlap_ms": [2.0]}
-    rows = [{"patch": 64, "labels": "phantom", "batch": 2, "processes": [process]}]
+    process = {"components": [30, 29], "ms": {"nnUNetTrainer": [100.0] * 4, "ImbalTrainerCC": [110.0] * 4}}
+    rows = [{"patch": 64, "labels": "lesions", "classes": 1, "batch": 2, "processes": [process]}]
     settings = {"iterations": 4, "warm_up": 1, "processes": 1, "device": "cpu"}
     script = load("iteration_time")
     page = script.markdown({"machine": script.describe_machine(), "settings": settings, "rows": rows})
-    assert "| 2 x 64³ | phantom | 30 + 29 | **1.100** | 1.100 | 100 [100, 100] | 110 [110, 110] | 6.0 | 2.0 |" in page
+    assert "| 2 x 64³ | lesions, 1 class | 30 + 29 | ImbalTrainerCC | **1.100** | 1.100 | 110 [110, 110] |" in page
 
 
 @pytest.fixture
