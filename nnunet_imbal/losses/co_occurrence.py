@@ -8,7 +8,7 @@ from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
 from nnunet_imbal.losses._vessels import box_mean
-from nnunet_imbal.ops import tube
+from nnunet_imbal.ops import surroundings, tube
 
 __all__ = ["co_occurrence_loss", "junction_loss", "junction_mask"]
 
@@ -123,47 +123,34 @@ def junction_loss(probs: Tensor, target: Tensor, junctions: Tensor) -> Tensor:
         >>> junction_loss(target.float(), target, junction_mask(target)).item()
         0.0
     """
-    everywhere = junctions.expand_as(target)
-    channels = zip(*(_channels(tensor) for tensor in (probs, target, everywhere)), strict=True)
-    # All slopes would be kept for the way back: they are computed again, channel by channel.
-    errors = [checkpoint(_edge_error, *channel, use_reentrant=False) for channel in channels]
+    around = surroundings(junctions)
+    difference = _edges(probs, around) - _edges(target, around)
     affected = junctions.flatten(1).any(1).sum().clamp(min=1)
+    error = difference.square().sum() / (target[0].numel() * affected)
     background = torch.where(junctions, 1 - probs.sum(1, keepdim=True), 0).sum() / junctions.sum().clamp(min=1)
-    return 0.1 * (torch.stack(errors).sum() / (target.shape[1] * affected) + background)
+    return 0.1 * (error + background)
 
 
-def _channels(tensor: Tensor) -> list[Tensor]:
-    """Views ``(1, 1, *S)`` of all channels: to flatten probabilities that lack their background would copy them."""
-    return [channel for sample in tensor.split(1) for channel in sample.split(1, 1)]
+def _edges(values: Tensor, around: Tensor) -> Tensor:
+    """Sobel gradient magnitude ``(N, C)`` at the voxels of `surroundings`, of values that are 0 outside its mask."""
+    size, keep = values.shape[2:].numel(), around >= 0
+    places = around.clamp(min=0)
+    patches = values.flatten(2)[places // size, :, places % size]  # (N, 9 or 27, C)
+    patches = torch.where(keep.unsqueeze(-1), patches, 0).to(torch.promote_types(values.dtype, torch.float32))
+    squares = [(patches * kernel.to(patches).view(1, -1, 1)).sum(1).square() for kernel in _sobel(values.ndim - 2)]
+    return (torch.stack(squares).sum(0) + 1e-8).sqrt()
 
 
-def _edge_error(probs: Tensor, target: Tensor, junctions: Tensor) -> Tensor:
-    """Mean squared difference of edges."""
-    edges = _edges((target & junctions).to(probs.dtype))
-    return (_edges(probs * junctions) - edges).square().mean()
-
-
-def _edges(values: Tensor) -> Tensor:
-    """Sobel gradient magnitude of each channel; nothing beyond the edge."""
-    axes = range(2, values.ndim)
-    squares = torch.full_like(values, 1e-8)
-    for axis in axes:
-        slope = _slope(values, axis)
-        for other in axes:
-            if other != axis:
-                slope = _smooth(slope, other)
-        squares = squares + slope.square()
-    return squares.sqrt()
-
-
-def _slope(values: Tensor, axis: int) -> Tensor:
-    before, after = _neighbours(values, axis)
-    return after - before
-
-
-def _smooth(values: Tensor, axis: int) -> Tensor:
-    before, after = _neighbours(values, axis)
-    return before + 2 * values + after
+def _sobel(ndim: int) -> list[Tensor]:
+    """One kernel for each axis: difference along it, smoothing across."""
+    difference, smooth = torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([1.0, 2.0, 1.0])
+    kernels = []
+    for axis in range(ndim):
+        kernel = torch.ones(())
+        for other in range(ndim):
+            kernel = torch.outer(kernel.flatten(), difference if other == axis else smooth)
+        kernels.append(kernel.flatten())
+    return kernels
 
 
 def _neighbours(values: Tensor, axis: int) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from nnunet_imbal.ops.maxima import component_max
 from nnunet_imbal.ops.overlap import cell_overlap
 from nnunet_imbal.ops.skeleton import skeletonize, tube
 from nnunet_imbal.ops.soft_skeleton import erosion_depth, soft_skeleton
+from nnunet_imbal.ops.surroundings import surroundings
 from nnunet_imbal.ops.thickness import distance, local_thickness
 from nnunet_imbal.ops.voxels import cell_voxels
 
@@ -32,5 +33,6 @@ __all__ = [
     "one_vs_rest_cross_entropy",
     "skeletonize",
     "soft_skeleton",
+    "surroundings",
     "tube",
 ]
