@@ -1,10 +1,10 @@
 """What losses for vessels share: sums over voxels, precision against sensitivity, all classes as one tree."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, avg_pool3d, pad
 
 from nnunet_imbal.losses._reduce import reduce_components
 
@@ -90,6 +90,22 @@ def check_range(radius_range: Sequence[float]) -> tuple[float, float]:
 
 def box_mean(values: Tensor) -> Tensor:
     """Mean over the 3 x 3 (x 3) voxels around each voxel, channel by channel, 0 beyond the edge."""
-    axes = values.ndim - 2
-    padded = pad(values, [1] * 2 * axes)  # the pooling's own padding refuses volumes one voxel thin
-    return avg_pool2d(padded, 3, 1) if axes == 2 else avg_pool3d(padded, 3, 1)
+    means: Tensor = _BoxMean.apply(values)
+    return means
+
+
+class _BoxMean(torch.autograd.Function):
+    """Axis by axis: on a CPU half the time of a pooling. The mean is symmetric, so it is its own way back."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        for axis in range(2, values.ndim):
+            size, sums = values.shape[axis], values.clone()
+            sums.narrow(axis, 1, size - 1).add_(values.narrow(axis, 0, size - 1))
+            sums.narrow(axis, 0, size - 1).add_(values.narrow(axis, 1, size - 1))
+            values = sums
+        return values / 3 ** (values.ndim - 2)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return box_mean(gradients[0])
