@@ -156,7 +156,9 @@ def test_trainers_of_iteration_time_exist(load):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # nnU-Net's own
-def test_iteration_time_of_two_trainers(load):
+def test_iteration_time_of_two_trainers(load, monkeypatch):
+    for part in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{part}", "")  # the script points them at a folder that vanishes
     script = load("iteration_time")
     times = script.measure(script.lesion_labels(32, 1), ["ImbalTrainerCC"], 1, 0, "cpu", 0)["ms"]
     assert {name: len(values) for name, values in times.items()} == {"nnUNetTrainer": 1, "ImbalTrainerCC": 1}
