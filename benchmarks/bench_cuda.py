@@ -20,9 +20,7 @@ from torch import Tensor
 from torch.nn.functional import max_pool3d
 
 from nnunet_imbal import _cuda_backend as gpu
-from nnunet_imbal.ops import cells as cells_op
-from nnunet_imbal.ops import contacts, overlap, skeleton, thickness
-from nnunet_imbal.ops import labels as labels_op
+from nnunet_imbal.ops import _run, overlap
 
 soft_skeleton = importlib.import_module("nnunet_imbal.ops.soft_skeleton")  # its function has the same name
 
@@ -68,13 +66,13 @@ def lesion_variants(probs: Tensor, mask: Tensor) -> dict[str, Ways]:
     return {
         "component_labels": {
             OURS: lambda: gpu.component_labels(mask, CONNECTIVITY),
-            CPU: lambda: labels_op._component_labels(mask.cpu(), CONNECTIVITY).to(mask.device),
+            CPU: lambda: _run.through_host(torch.ops.imbal.component_labels, mask, CONNECTIVITY),
             **with_cupy("label", mask, structure=np.ones((3, 3, 3))),
             FLOOR: copy_of(mask, cells),
         },
         "component_cells": {
             OURS: lambda: gpu.component_cells(mask, SPACING, CONNECTIVITY),
-            CPU: lambda: cells_op._cells_through_host(mask, SPACING, CONNECTIVITY),
+            CPU: lambda: _run.through_host(torch.ops.imbal.component_cells, mask, SPACING, CONNECTIVITY),
             FLOOR: copy_of(mask, cells),
         },
         "cell_overlap": {
@@ -99,49 +97,49 @@ def vessel_variants(probs: Tensor, mask: Tensor) -> dict[str, Ways]:
     return {
         "distance": {
             OURS: lambda: gpu.distance(mask, SPACING),
-            CPU: lambda: thickness._distance_through_host(mask, SPACING),
+            CPU: lambda: _run.through_host(torch.ops.imbal.distance, mask, SPACING),
             **with_cupy("distance_transform_edt", mask),
             FLOOR: copy_of(mask, probs),
         },
         "local_thickness": {
             OURS: lambda: gpu.local_thickness(mask, SPACING),
-            CPU: lambda: thickness._thickness_through_host(mask, SPACING),
+            CPU: lambda: _run.through_host(torch.ops.imbal.local_thickness, mask, SPACING),
             FLOOR: copy_of(mask, probs),
         },
         "skeletonize": {
             OURS: lambda: gpu.skeletonize(mask),
-            CPU: lambda: skeleton._skeletonize_through_host(mask),
+            CPU: lambda: _run.through_host(torch.ops.imbal.skeletonize, mask),
             FLOOR: copy_of(mask, mask),
         },
         "skeletonize a label map": {
             OURS: lambda: gpu.skeletonize(labels),
-            CPU: lambda: skeleton._skeletonize_through_host(labels),
+            CPU: lambda: _run.through_host(torch.ops.imbal.skeletonize, labels),
             FLOOR: copy_of(labels, labels),
         },
         "tube": {
             OURS: lambda: gpu.tube(mask, RADIUS),
-            CPU: lambda: skeleton._tube_through_host(mask, RADIUS),
+            CPU: lambda: _run.through_host(torch.ops.imbal.tube, mask, RADIUS),
             "torch max_pool3d": lambda: dilate(mask, RADIUS),
             FLOOR: copy_of(mask, mask),
         },
         "soft_skeleton": {
             OURS: lambda: gpu.soft_skeleton(probs, counts),
-            CPU: lambda: soft_skeleton._through_host(probs, counts),
+            CPU: lambda: _run.through_host(torch.ops.imbal.soft_skeleton, probs, counts),
             "torch max_pool3d": lambda: soft_skeleton._by_pooling(probs, counts),
             FLOOR: copy_of(probs, probs),
         },
         "soft_skeleton, forward and backward": {
             OURS: lambda: (gpu.soft_skeleton(probs, counts), gpu.soft_skeleton_backward(probs, probs, counts)),
             CPU: lambda: (
-                soft_skeleton._through_host(probs, counts),
-                soft_skeleton._backward_through_host(probs, probs, counts),
+                _run.through_host(torch.ops.imbal.soft_skeleton, probs, counts),
+                _run.through_host(torch.ops.imbal.soft_skeleton_backward, probs, probs, counts),
             ),
             "torch max_pool3d": lambda: torch.autograd.grad(soft_skeleton._by_pooling(leaf, counts), leaf, probs),
             FLOOR: copy_of(*[probs] * 5),
         },
         "class_contacts": {
             OURS: lambda: gpu.class_contacts(labels, num_classes, CONNECTIVITY),
-            CPU: lambda: contacts._contacts_through_host(labels, num_classes, CONNECTIVITY),
+            CPU: lambda: _run.through_host(torch.ops.imbal.class_contacts, labels, num_classes, CONNECTIVITY),
             "torch bincount": lambda: count_contacts(labels, num_classes),
             FLOOR: copy_of(labels),
         },

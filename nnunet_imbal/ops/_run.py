@@ -13,7 +13,7 @@ import numba
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["for_each", "for_each_sample", "gpu_kernels", "items", "thread_pool"]
+__all__ = ["for_each", "for_each_sample", "gpu_kernels", "items", "thread_pool", "through_host"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,12 @@ def gpu_kernels(operator: str) -> ModuleType | None:
         return _cuda_backend
     _warn(obstacle)
     return None
+
+
+def through_host(operator: Callable[..., Any], *arguments: Any) -> Tensor:
+    """Let an operator work on the CPU: copy its tensors there, and the answer back to where the first one lies."""
+    answer: Tensor = operator(*(each.cpu() if isinstance(each, Tensor) else each for each in arguments))
+    return answer.to(arguments[0].device)
 
 
 @functools.cache

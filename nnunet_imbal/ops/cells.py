@@ -58,13 +58,8 @@ def _component_cells(mask: Tensor, spacing: list[float], connectivity: int) -> T
 def _cells_on_gpu(mask: Tensor, spacing: list[float], connectivity: int) -> Tensor:
     kernels = _run.gpu_kernels("component_cells")
     if kernels is None:
-        return _cells_through_host(mask, spacing, connectivity)
+        return _run.through_host(_component_cells, mask, spacing, connectivity)
     return kernels.component_cells(mask, spacing, connectivity)
-
-
-def _cells_through_host(mask: Tensor, spacing: list[float], connectivity: int) -> Tensor:
-    cells: Tensor = _component_cells(mask.cpu(), spacing, connectivity)
-    return cells.to(mask.device)
 
 
 @_component_cells.register_fake

@@ -57,13 +57,8 @@ def _class_contacts(labels: Tensor, num_classes: int, connectivity: int) -> Tens
 def _contacts_on_gpu(labels: Tensor, num_classes: int, connectivity: int) -> Tensor:
     kernels = _run.gpu_kernels("class_contacts")
     if kernels is None:
-        return _contacts_through_host(labels, num_classes, connectivity)
+        return _run.through_host(_class_contacts, labels, num_classes, connectivity)
     return kernels.class_contacts(labels, num_classes, connectivity)
-
-
-def _contacts_through_host(labels: Tensor, num_classes: int, connectivity: int) -> Tensor:
-    contacts: Tensor = _class_contacts(labels.cpu(), num_classes, connectivity)
-    return contacts.to(labels.device)
 
 
 @_class_contacts.register_fake

@@ -51,8 +51,7 @@ def _component_labels(mask: Tensor, connectivity: int) -> Tensor:
 def _labels_on_gpu(mask: Tensor, connectivity: int) -> Tensor:
     kernels = _run.gpu_kernels("component_labels")
     if kernels is None:
-        through_host: Tensor = _component_labels(mask.cpu(), connectivity)
-        return through_host.to(mask.device)
+        return _run.through_host(_component_labels, mask, connectivity)
     return kernels.component_labels(mask, connectivity)
 
 

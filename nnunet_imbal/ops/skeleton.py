@@ -79,12 +79,7 @@ def _skeletonize(labels: Tensor) -> Tensor:
 @_skeletonize.register_kernel("cuda")
 def _skeletonize_on_gpu(labels: Tensor) -> Tensor:
     kernels = _run.gpu_kernels("skeletonize")
-    return _skeletonize_through_host(labels) if kernels is None else kernels.skeletonize(labels)
-
-
-def _skeletonize_through_host(labels: Tensor) -> Tensor:
-    skeletons: Tensor = _skeletonize(labels.cpu())
-    return skeletons.to(labels.device)
+    return _run.through_host(_skeletonize, labels) if kernels is None else kernels.skeletonize(labels)
 
 
 @_skeletonize.register_fake
@@ -107,12 +102,7 @@ def _tube(skeleton: Tensor, radius: int) -> Tensor:
 @_tube.register_kernel("cuda")
 def _tube_on_gpu(skeleton: Tensor, radius: int) -> Tensor:
     kernels = _run.gpu_kernels("tube")
-    return _tube_through_host(skeleton, radius) if kernels is None else kernels.tube(skeleton, radius)
-
-
-def _tube_through_host(skeleton: Tensor, radius: int) -> Tensor:
-    tubes: Tensor = _tube(skeleton.cpu(), radius)
-    return tubes.to(skeleton.device)
+    return _run.through_host(_tube, skeleton, radius) if kernels is None else kernels.tube(skeleton, radius)
 
 
 @_tube.register_fake

@@ -107,12 +107,9 @@ def _soft_skeleton(probs: Tensor, iterations: Tensor) -> Tensor:
 @_soft_skeleton.register_kernel("cuda")
 def _soft_skeleton_on_gpu(probs: Tensor, iterations: Tensor) -> Tensor:
     kernels = _run.gpu_kernels("soft_skeleton")
-    return _through_host(probs, iterations) if kernels is None else kernels.soft_skeleton(probs, iterations)
-
-
-def _through_host(probs: Tensor, iterations: Tensor) -> Tensor:
-    skeleton: Tensor = _soft_skeleton(probs.cpu(), iterations.cpu())
-    return skeleton.to(probs.device)
+    if kernels is None:
+        return _run.through_host(_soft_skeleton, probs, iterations)
+    return kernels.soft_skeleton(probs, iterations)
 
 
 @_soft_skeleton.register_fake
@@ -140,13 +137,8 @@ def _soft_skeleton_backward(grad: Tensor, probs: Tensor, iterations: Tensor) -> 
 def _soft_skeleton_backward_on_gpu(grad: Tensor, probs: Tensor, iterations: Tensor) -> Tensor:
     kernels = _run.gpu_kernels("soft_skeleton_backward")
     if kernels is None:
-        return _backward_through_host(grad, probs, iterations)
+        return _run.through_host(_soft_skeleton_backward, grad, probs, iterations)
     return kernels.soft_skeleton_backward(grad, probs, iterations)
-
-
-def _backward_through_host(grad: Tensor, probs: Tensor, iterations: Tensor) -> Tensor:
-    gradient: Tensor = _soft_skeleton_backward(grad.cpu(), probs.cpu(), iterations.cpu())
-    return gradient.to(probs.device)
 
 
 @_soft_skeleton_backward.register_fake

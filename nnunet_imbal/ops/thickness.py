@@ -80,12 +80,7 @@ def _distance(mask: Tensor, spacing: list[float]) -> Tensor:
 @_distance.register_kernel("cuda")
 def _distance_on_gpu(mask: Tensor, spacing: list[float]) -> Tensor:
     kernels = _run.gpu_kernels("distance")
-    return _distance_through_host(mask, spacing) if kernels is None else kernels.distance(mask, spacing)
-
-
-def _distance_through_host(mask: Tensor, spacing: list[float]) -> Tensor:
-    depth: Tensor = _distance(mask.cpu(), spacing)
-    return depth.to(mask.device)
+    return _run.through_host(_distance, mask, spacing) if kernels is None else kernels.distance(mask, spacing)
 
 
 @_distance.register_fake
@@ -101,12 +96,9 @@ def _local_thickness(mask: Tensor, spacing: list[float]) -> Tensor:
 @_local_thickness.register_kernel("cuda")
 def _local_thickness_on_gpu(mask: Tensor, spacing: list[float]) -> Tensor:
     kernels = _run.gpu_kernels("local_thickness")
-    return _thickness_through_host(mask, spacing) if kernels is None else kernels.local_thickness(mask, spacing)
-
-
-def _thickness_through_host(mask: Tensor, spacing: list[float]) -> Tensor:
-    radii: Tensor = _local_thickness(mask.cpu(), spacing)
-    return radii.to(mask.device)
+    if kernels is None:
+        return _run.through_host(_local_thickness, mask, spacing)
+    return kernels.local_thickness(mask, spacing)
 
 
 @_local_thickness.register_fake

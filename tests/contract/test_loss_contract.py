@@ -393,8 +393,9 @@ def test_R27_time_budget(name):
 
     loss(logits, labels).backward()
     plain_dice()
-    ratios = sorted(seconds(lambda: loss(logits, labels).backward()) / seconds(plain_dice) for _ in range(7))
-    assert ratios[3] <= 1.5 * budget["times_plain_dice"], f"{ratios[3]:.1f} times plain soft Dice"
+    rounds = [(seconds(lambda: loss(logits, labels).backward()), seconds(plain_dice)) for _ in range(7)]
+    ours, unit = (min(times) for times in zip(*rounds, strict=True))  # neighbours on the machine only add time
+    assert ours <= 1.5 * budget["times_plain_dice"] * unit, f"{ours / unit:.1f} times plain soft Dice"
 
 
 @pytest.mark.slow
