@@ -9,17 +9,19 @@ from typing_extensions import Unpack
 
 from nnunet_imbal.labels import plain_tensor
 from nnunet_imbal.losses._base import CommonOptions, SegmentationLoss
+from nnunet_imbal.losses._vessels import check_spacing
 from nnunet_imbal.ops import cell_voxels, component_cells, component_labels
+from nnunet_imbal.ops._checks import CONNECTIVITIES, valid_connectivity
 
 __all__ = [
     "Averaging",
+    "BlobLoss",
     "CellLoss",
     "InstanceLoss",
     "Parts",
     "cells_of",
     "check_clip",
     "check_compat",
-    "check_weighting",
     "inverse_size_weights",
     "labels_of",
     "outside_components",
@@ -32,7 +34,6 @@ __all__ = [
     "with_hidden",
 ]
 
-_CONNECTIVITIES = {2: (4, 8), 3: (6, 18, 26)}
 _WEIGHTINGS = ("none", "balanced", "foreground")
 
 
@@ -169,7 +170,7 @@ class InstanceLoss(SegmentationLoss):
 
     def __init__(self, *, connectivity: int | None = None, **options: Unpack[CommonOptions]) -> None:
         super().__init__(**options)
-        known = sum(_CONNECTIVITIES.values(), ())
+        known = sum(CONNECTIVITIES.values(), ())
         if connectivity is not None and connectivity not in known:
             raise ValueError(f"connectivity must be one of {known} or None, got {connectivity!r}")
         self.connectivity = connectivity
@@ -204,11 +205,39 @@ class CellLoss(InstanceLoss):
         **options: Unpack[CommonOptions],
     ) -> None:
         super().__init__(connectivity=connectivity, **options)
-        if spacing is not None:
-            _check_spacing(spacing, connectivity)
         check_weighting(weighting)
-        self.spacing = None if spacing is None else tuple(float(mm) for mm in spacing)
+        self.spacing = check_spacing(spacing)
+        if self.spacing is not None:
+            valid_connectivity(connectivity, len(self.spacing))
         self.weighting = weighting
+
+
+class BlobLoss(InstanceLoss):
+    """Base of losses that see one component and the background at a time.
+
+    Args:
+        connectivity: 6, 18 or 26 neighbours in 3-D, 4 or 8 in 2-D; None = 26 or 8.
+        weighting: ``"none"``, ``"balanced"`` or ``"foreground"``, see `cc_dice_loss`.
+        compat: ``"paper"`` or ``"released"``, see `blob_dice_loss`.
+        options: see `SegmentationLoss`.
+
+    Raises:
+        ValueError: an impossible connectivity, weighting or compat.
+    """
+
+    def __init__(
+        self,
+        *,
+        connectivity: int | None = None,
+        weighting: str = "none",
+        compat: str = "paper",
+        **options: Unpack[CommonOptions],
+    ) -> None:
+        super().__init__(connectivity=connectivity, **options)
+        check_weighting(weighting)
+        check_compat(compat)
+        self.weighting = weighting
+        self.compat = compat
 
 
 def check_weighting(weighting: str) -> None:
@@ -230,11 +259,3 @@ def check_clip(clip: Sequence[float] | None) -> tuple[float, float] | None:
     if len(clip) != 2 or not 0 <= clip[0] <= clip[1]:
         raise ValueError(f"clip must be a lowest and a highest weight of at least 0, or None, got {clip!r}")
     return float(clip[0]), float(clip[1])
-
-
-def _check_spacing(spacing: Sequence[float], connectivity: int | None) -> None:
-    if not (len(spacing) in _CONNECTIVITIES and all(mm > 0 for mm in spacing)):
-        raise ValueError(f"spacing must be 2 or 3 positive numbers of mm, got {spacing!r}")
-    known = _CONNECTIVITIES[len(spacing)]
-    if connectivity is not None and connectivity not in known:
-        raise ValueError(f"connectivity must be one of {known} or None, got {connectivity!r}")

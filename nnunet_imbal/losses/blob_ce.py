@@ -3,14 +3,11 @@
 import math
 
 from torch import Tensor
-from typing_extensions import Unpack
 
-from nnunet_imbal.losses._base import CommonOptions
 from nnunet_imbal.losses._instances import (
-    InstanceLoss,
+    BlobLoss,
     Parts,
     check_compat,
-    check_weighting,
     labels_of,
     outside_components,
     region_cross_entropy,
@@ -95,7 +92,7 @@ def blob_ce_loss(
     paper="arXiv 2205.08209; multi-class after arXiv 2604.24276",
     summary="cross-entropy of each lesion and the background",
 )
-class BlobCELoss(InstanceLoss):
+class BlobCELoss(BlobLoss):
     """blob loss with cross-entropy: `blob_ce_loss` as a module, with the words of `SegmentationLoss`.
 
     Args:
@@ -116,20 +113,6 @@ class BlobCELoss(InstanceLoss):
     """
 
     takes_errors = True
-
-    def __init__(
-        self,
-        *,
-        connectivity: int | None = None,
-        weighting: str = "none",
-        compat: str = "paper",
-        **options: Unpack[CommonOptions],
-    ) -> None:
-        super().__init__(connectivity=connectivity, **options)
-        check_weighting(weighting)
-        check_compat(compat)
-        self.weighting = weighting
-        self.compat = compat
 
     def compute(self, errors: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         """See `blob_ce_loss`."""

@@ -1,14 +1,11 @@
 """blob loss with Dice: each lesion against the background, the other lesions out of sight."""
 
 from torch import Tensor
-from typing_extensions import Unpack
 
-from nnunet_imbal.losses._base import CommonOptions
 from nnunet_imbal.losses._instances import (
-    InstanceLoss,
+    BlobLoss,
     Parts,
     check_compat,
-    check_weighting,
     labels_of,
     outside_components,
     region_dice_loss,
@@ -96,7 +93,7 @@ def blob_dice_loss(
     paper="arXiv 2205.08209; multi-class after arXiv 2604.24276",
     summary="each lesion against the background, other lesions hidden",
 )
-class BlobDiceLoss(InstanceLoss):
+class BlobDiceLoss(BlobLoss):
     """blob loss with Dice: `blob_dice_loss` as a module. Accepts the words of `SegmentationLoss` as well.
 
     Args:
@@ -115,20 +112,6 @@ class BlobDiceLoss(InstanceLoss):
         >>> 0 < BlobDiceLoss(softmax=True, to_onehot_y=True)(torch.zeros(1, 2, 8, 8, 8), labels).item() < 1
         True
     """
-
-    def __init__(
-        self,
-        *,
-        connectivity: int | None = None,
-        weighting: str = "none",
-        compat: str = "paper",
-        **options: Unpack[CommonOptions],
-    ) -> None:
-        super().__init__(connectivity=connectivity, **options)
-        check_weighting(weighting)
-        check_compat(compat)
-        self.weighting = weighting
-        self.compat = compat
 
     def compute(self, probs: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         """See `blob_dice_loss`; ignored voxels are 0 in both arguments already."""

@@ -1,7 +1,5 @@
 """clCE: cross-entropy on the centre lines of truth and prediction."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
@@ -9,6 +7,7 @@ from typing_extensions import Unpack
 from nnunet_imbal.losses._base import CommonOptions, SegmentationLoss
 from nnunet_imbal.losses._vessels import average_classes, present_classes, total
 from nnunet_imbal.ops import erosion_depth, soft_skeleton
+from nnunet_imbal.ops.cross_entropy import probabilities_behind
 from nnunet_imbal.registry import register_loss
 
 __all__ = ["ClCELoss", "clce_loss"]
@@ -55,7 +54,7 @@ def clce_loss(
         0.077
     """
     target = target.bool()
-    probs = _Probabilities.apply(errors, target)
+    probs = probabilities_behind(errors, target)
     steps: int | Tensor = erosion_depth(target | (probs.detach() > 0.5)) if iterations is None else iterations
     weights = soft_skeleton(target.float(), steps)
     weights = soft_skeleton(probs, steps).add_(weights)
@@ -65,24 +64,6 @@ def clce_loss(
     reduced = average_classes(loss, present_classes(target, batch), weight, reduction)
     # Adding nothing, this keeps an empty batch connected to the graph and a NaN visible.
     return reduced + 0 * summed.sum()
-
-
-class _Probabilities(torch.autograd.Function):
-    """Undo the logarithm of the cross-entropy; autograd's own graph would keep twice as much memory."""
-
-    @staticmethod
-    def forward(errors: Tensor, target: Tensor) -> Tensor:
-        right = torch.exp(-errors)
-        return torch.where(target, right, 1 - right)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        errors, target = ctx.saved_tensors
-        return torch.exp(-errors).mul_(grad).mul_(torch.where(target, -1.0, 1.0)), None
 
 
 @register_loss("clce", paper="Acebes et al., MICCAI 2024; multi-class ours", summary="cross-entropy on centre lines")

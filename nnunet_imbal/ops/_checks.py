@@ -6,15 +6,15 @@ from torch import Tensor
 
 from nnunet_imbal.errors import ConfigError
 
-__all__ = ["spatial_axes", "valid_connectivity", "valid_spacing"]
+__all__ = ["CONNECTIVITIES", "spatial_axes", "valid_connectivity", "valid_spacing"]
 
-_CONNECTIVITIES = {2: (8, 4), 3: (26, 18, 6)}
+CONNECTIVITIES = {2: (8, 4), 3: (26, 18, 6)}
 
 
 def spatial_axes(mask: Tensor) -> int:
     """Number of spatial axes of ``(B, C, *S)``: 2 or 3, anything else is refused."""
     ndim = mask.ndim - 2
-    if ndim not in _CONNECTIVITIES:
+    if ndim not in CONNECTIVITIES:
         raise ConfigError(f"mask must be (B, C, Y, X) or (B, C, Z, Y, X), got shape {tuple(mask.shape)}")
     return ndim
 
@@ -29,7 +29,7 @@ def valid_spacing(spacing: Sequence[float] | None, ndim: int) -> list[float]:
 
 def valid_connectivity(connectivity: int | None, ndim: int) -> int:
     """A connectivity that exists in this dimension; None means all neighbours."""
-    known = _CONNECTIVITIES[ndim]
+    known = CONNECTIVITIES[ndim]
     if connectivity is not None and connectivity not in known:
         raise ConfigError(f"connectivity in {ndim}-D must be one of {known}, got {connectivity}")
     return connectivity or known[0]

@@ -14,7 +14,7 @@ import numba_kernels
 from nnunet_imbal.errors import ConfigError
 from nnunet_imbal.ops import _run
 
-__all__ = ["one_vs_rest_cross_entropy"]
+__all__ = ["one_vs_rest_cross_entropy", "probabilities_behind"]
 
 # The answer counts as sure from here on: 1 - p then loses digits and, near 1, becomes 0.
 _SURE = 0.98
@@ -56,6 +56,31 @@ def one_vs_rest_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
         logits = logits.float()
     errors: Tensor = _cross_entropy(logits, target)
     return errors
+
+
+def probabilities_behind(errors: Tensor, target: Tensor) -> Tensor:
+    """Probabilities from their cross-entropy: ``exp(-errors)`` where ``target`` is true, else 1 less that."""
+    probs: Tensor = _Probabilities.apply(errors, target)
+    return probs
+
+
+class _Probabilities(torch.autograd.Function):
+    """Undo the logarithm of the cross-entropy; autograd's own graph would keep twice as much memory."""
+
+    @staticmethod
+    def forward(errors: Tensor, target: Tensor) -> Tensor:
+        wrong = torch.expm1(-errors).neg_()
+        return torch.where(target, 1 - wrong, wrong)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        errors, target = ctx.saved_tensors
+        slope = torch.exp(-errors).mul_(grad)
+        return torch.where(target, -slope, slope), None
 
 
 @torch.library.custom_op("imbal::one_vs_rest_cross_entropy", mutates_args=())

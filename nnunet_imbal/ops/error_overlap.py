@@ -9,6 +9,7 @@ from torch import Tensor
 import numba_kernels
 from nnunet_imbal.errors import ConfigError
 from nnunet_imbal.ops import _run
+from nnunet_imbal.ops.cross_entropy import probabilities_behind
 from nnunet_imbal.ops.overlap import cell_overlap
 
 __all__ = ["cell_error_overlap"]
@@ -48,29 +49,10 @@ def cell_error_overlap(errors: Tensor, target: Tensor, cells: Tensor) -> Tensor:
         raise ConfigError("errors must be floating point, target bool and cells integer, got {}, {}, {}".format(*kinds))
     if errors.device.type != "cpu" or errors.dtype == torch.float64:
         errors = errors if errors.dtype == torch.float64 else errors.float()
-        probs = _Probabilities.apply(errors, target)
+        probs = probabilities_behind(errors, target)
         return torch.stack([cell_overlap(values, target, cells) for values in (probs, errors)])
     sums: Tensor = _cell_error_overlap(errors.float(), target, cells.int())
     return sums
-
-
-class _Probabilities(torch.autograd.Function):
-    """Undo the logarithm of the cross-entropy; autograd's own graph would keep twice as much memory."""
-
-    @staticmethod
-    def forward(errors: Tensor, target: Tensor) -> Tensor:
-        wrong = torch.expm1(-errors).neg_()
-        return torch.where(target, 1 - wrong, wrong)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        errors, target = ctx.saved_tensors
-        slope = torch.exp(-errors).mul_(grad)
-        return torch.where(target, -slope, slope), None
 
 
 @torch.library.custom_op("imbal::cell_error_overlap", mutates_args=(), device_types="cpu")
