@@ -1,20 +1,51 @@
-"""Component maps as MONAI transforms, so that data-loading workers find the lesions and not the training step."""
+"""Maps derived from labels as MONAI transforms, so that data-loading workers find them and not the training step."""
 
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from monai.config import KeysCollection
 from monai.config.type_definitions import NdarrayOrTensor
-from monai.data import MetaTensor, get_track_meta
-from monai.data.utils import affine_to_spacing
-from monai.transforms import MapTransform, Transform
+from monai.data import get_track_meta
+from monai.transforms import Transform
 from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor
 
 from monai_ext._channels import class_masks
+from monai_ext._derived_map import DerivedMapd, array_spacing
+from monai_ext._topology_transforms import (
+    ClassContacts,
+    ClassContactsD,
+    ClassContactsd,
+    ClassContactsDict,
+    LocalThickness,
+    LocalThicknessD,
+    LocalThicknessd,
+    LocalThicknessDict,
+    Skeletonize,
+    SkeletonizeD,
+    Skeletonized,
+    SkeletonizeDict,
+)
 from nnunet_imbal.ops import component_cells
 
-__all__ = ["ComponentCells", "ComponentCellsD", "ComponentCellsDict", "ComponentCellsd"]
+__all__ = [
+    "ClassContacts",
+    "ClassContactsD",
+    "ClassContactsDict",
+    "ClassContactsd",
+    "ComponentCells",
+    "ComponentCellsD",
+    "ComponentCellsDict",
+    "ComponentCellsd",
+    "LocalThickness",
+    "LocalThicknessD",
+    "LocalThicknessDict",
+    "LocalThicknessd",
+    "Skeletonize",
+    "SkeletonizeD",
+    "SkeletonizeDict",
+    "Skeletonized",
+]
 
 
 class ComponentCells(Transform):
@@ -68,12 +99,12 @@ class ComponentCells(Transform):
         """
         img = convert_to_tensor(img, track_meta=get_track_meta())
         masks = class_masks(img[None], self.num_classes, self.include_background)
-        spacing = _spacing(img) if self.spacing is None else self.spacing
+        spacing = array_spacing(img) if self.spacing is None else self.spacing
         cells = component_cells(masks, spacing, self.connectivity)[0]
         return convert_to_dst_type(cells, img, dtype=torch.int32)[0]
 
 
-class ComponentCellsd(MapTransform):
+class ComponentCellsd(DerivedMapd):
     """Dictionary version of `ComponentCells`: adds ``label_cells`` beside ``label``, which stays as it is.
 
     Args:
@@ -103,24 +134,8 @@ class ComponentCellsd(MapTransform):
         cells_postfix: str = "_cells",
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.cells_postfix = cells_postfix
-        self.converter = ComponentCells(num_classes, include_background, spacing, connectivity)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return a copy of ``data`` with the component maps added."""
-        out = dict(data)
-        for key in self.key_iterator(out):
-            out[f"{key}{self.cells_postfix}" if self.cells_postfix else key] = self.converter(out[key])
-        return out
+        converter = ComponentCells(num_classes, include_background, spacing, connectivity)
+        super().__init__(keys, converter, cells_postfix, allow_missing_keys)
 
 
 ComponentCellsD = ComponentCellsDict = ComponentCellsd
-
-
-def _spacing(img: NdarrayOrTensor) -> list[float] | None:
-    if not isinstance(img, MetaTensor):
-        return None
-    # All rows of the affine: pixdim looks at two of them for a 2-D image, which fails for a slice along another axis.
-    steps = affine_to_spacing(img.affine, r=len(img.affine) - 1)
-    return steps[: img.ndim - 1].tolist()
