@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -26,7 +28,19 @@ from nnunet_imbal.errors import ConfigError, DataError, ImbalError, LabelError
 from nnunet_imbal.evaluation import DatasetLabels, read_dataset_labels
 from nnunet_imbal.io import FILE_ENDINGS, Volume, check_same_geometry, read_image, read_label
 
-__all__ = ["Problem", "check_dataset", "find_dataset", "print_problems"]
+__all__ = [
+    "Inspection",
+    "Problem",
+    "RawCase",
+    "RawDataset",
+    "check_dataset",
+    "find_dataset",
+    "inspect_dataset",
+    "is_unlabelled",
+    "list_label_maps",
+    "print_problems",
+    "read_dataset",
+]
 
 _REQUIRED = ("channel_names", "numTraining", "file_ending")  # and labels, which read_dataset_labels asks for
 _VOLUMES = (".nii.gz", ".nii", ".mha", ".nrrd")  # one channel per file; a picture may hold three colours
@@ -56,18 +70,57 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class _Case:
+class RawCase:
+    """The files of one training case.
+
+    Attributes:
+        name: What nnU-Net calls it.
+        images: One file per channel.
+        label: The label map.
+    """
+
     name: str
     images: tuple[Path, ...]
     label: Path
 
 
 @dataclass(frozen=True)
-class _Dataset:
+class RawDataset:
+    """What a raw dataset says of itself, before any image is read.
+
+    Attributes:
+        description: Its ``dataset.json``.
+        ending: Of its files, for example ``".nii.gz"``.
+        labels: Its classes; None if they are not declared as nnU-Net wants them.
+        cases: The training cases, by name.
+    """
+
     description: Path
     ending: str
     labels: DatasetLabels | None
-    cases: tuple[_Case, ...] = ()
+    cases: tuple[RawCase, ...] = ()
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What reading every voxel of a dataset tells.
+
+    Attributes:
+        problems: As `check_dataset` returns them.
+        unlabelled: Cases that nobody annotated.
+    """
+
+    problems: list[Problem]
+    unlabelled: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What one case holds; ``values`` is None if its label map cannot be read."""
+
+    problems: list[Problem]
+    values: set[int] | None = None
+    unlabelled: bool = False
 
 
 def check_dataset(folder: str | Path, *, workers: int = 2) -> list[Problem]:
@@ -76,7 +129,8 @@ def check_dataset(folder: str | Path, *, workers: int = 2) -> list[Problem]:
     Errors are: a ``dataset.json`` that nnU-Net refuses; no training case; an image or a label map that is missing,
     damaged, cut off, not 2-D or 3-D, or holds NaN or infinity; files of one case on different grids; labels that are
     no whole numbers or that ``dataset.json`` does not declare. Warnings are: a constant image, a class that no case
-    shows, too few cases for five folds, files that nnU-Net leaves out. A case that is all ignore label is fine.
+    shows, too few cases for five folds, files that nnU-Net leaves out. A case that is all ignore label is fine, see
+    `is_unlabelled`.
 
     Args:
         folder: Holds ``dataset.json``, ``imagesTr`` and ``labelsTr``, or a ``dataset.json`` that lists its files.
@@ -91,16 +145,49 @@ def check_dataset(folder: str | Path, *, workers: int = 2) -> list[Problem]:
     Raises:
         ConfigError: ``workers`` is below 1.
     """
+    return inspect_dataset(folder, workers=workers).problems
+
+
+def inspect_dataset(folder: str | Path, *, workers: int = 2) -> Inspection:
+    """Check a raw dataset as `check_dataset` does, and tell which cases nobody annotated.
+
+    Args:
+        folder: See `check_dataset`.
+        workers: See `check_dataset`.
+
+    Raises:
+        ConfigError: ``workers`` is below 1.
+    """
     if workers < 1:
         raise ConfigError(f"workers is {workers}; expected 1 or more")
-    dataset, problems = _open(Path(folder))
-    seen: list[set[int]] = []
-    for found, values in track(_examine_all(dataset, workers), len(dataset.cases), "Checking"):
-        problems += found
-        if values is not None:
-            seen.append(values)
-    problems += _absent_classes(dataset, seen)
-    return sorted(problems, key=lambda problem: (not problem.serious, problem.case))
+    dataset, problems = read_dataset(Path(folder))
+    cases = list(track(_examine_all(dataset, workers), len(dataset.cases), "Checking"))
+    problems += [problem for seen in cases for problem in seen.problems]
+    unlabelled = tuple(case.name for case, seen in zip(dataset.cases, cases, strict=True) if seen.unlabelled)
+    problems += _absent_classes(dataset, [seen.values for seen in cases if seen.values is not None])
+    problems += _too_few_labelled(dataset, len(unlabelled))
+    return Inspection(sorted(problems, key=lambda problem: (not problem.serious, problem.case)), unlabelled)
+
+
+def is_unlabelled(labels: NDArray[Any], ignore: int | None, content: NDArray[np.bool_] | None = None) -> bool:
+    """Whether nobody annotated a case: each voxel with content is to be ignored.
+
+    Args:
+        labels: ``(Z, Y, X)`` label map.
+        ignore: Label of the voxels that nobody annotated; None: all are annotated.
+        content: ``(Z, Y, X)``, True where an image is not 0. Outside, nnU-Net expects background, also in a case that
+            nobody annotated. None: the label map must be ``ignore`` everywhere.
+
+    Example:
+        >>> is_unlabelled(np.array([[[0, 2, 2]]]), 2, np.array([[[False, True, True]]]))
+        True
+    """
+    if ignore is None:
+        return False
+    known = labels != ignore
+    if not known.any():
+        return True
+    return content is not None and not known.all() and not (known & (content | (labels != 0))).any()
 
 
 def find_dataset(name: str, variable: str = _RAW) -> Path:
@@ -133,13 +220,21 @@ def find_dataset(name: str, variable: str = _RAW) -> Path:
     raise ConfigError(f"{name} is no folder, and no dataset in {variable}={raw}, which holds {_shorten(present)}")
 
 
-def print_problems(folder: str | Path, problems: list[Problem], console: Console | None = None) -> int:
+def list_label_maps(folder: str | Path) -> dict[str, Path]:
+    """Label maps of the training cases of a raw dataset, by case; faults are left to `check_dataset`."""
+    return {case.name: case.label for case in read_dataset(Path(folder))[0].cases if case.label.is_file()}
+
+
+def print_problems(
+    folder: str | Path, problems: list[Problem], console: Console | None = None, *, unlabelled: int = 0
+) -> int:
     """Print the problems of a dataset as a table, and how many cases it has.
 
     Args:
         folder: The dataset folder that was checked; file names are shown relative to it.
         problems: What `check_dataset` returned.
         console: Where to print; default: standard output.
+        unlabelled: How many of its cases nobody annotated.
 
     Returns:
         1 if a problem is serious, else 0: the exit status of the command.
@@ -148,7 +243,9 @@ def print_problems(folder: str | Path, problems: list[Problem], console: Console
     if problems:
         console.print(_table(Path(folder), problems))
     serious = sum(problem.serious for problem in problems)
-    cases = _count(len(_open(Path(folder))[0].cases), "case")
+    cases = _count(len(read_dataset(Path(folder))[0].cases), "case") + (
+        f" ({unlabelled} unlabelled)" * bool(unlabelled)
+    )
     verdict = f"{_count(serious, 'error')}, {_count(len(problems) - serious, 'warning')}"
     console.print(f"{cases}, {verdict if problems else 'nothing wrong'}", highlight=False)
     return int(serious > 0)
@@ -195,8 +292,15 @@ def _noting(problems: list[Problem], case: str, file: Path) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------- dataset.json and names
 
 
-def _open(folder: Path) -> tuple[_Dataset, list[Problem]]:
-    """Read ``dataset.json`` and list the cases; no image is read."""
+def read_dataset(folder: Path) -> tuple[RawDataset, list[Problem]]:
+    """Read ``dataset.json`` and list the cases; no image is read.
+
+    Args:
+        folder: See `check_dataset`.
+
+    Returns:
+        The dataset, as far as it could be read, and its problems that show without reading an image.
+    """
     path = folder / "dataset.json"
     problems: list[Problem] = []
     labels = None
@@ -205,19 +309,19 @@ def _open(folder: Path) -> tuple[_Dataset, list[Problem]]:
     except LabelError as error:
         problems.append(_problem(error, "", path))
     except DataError as error:
-        return _Dataset(path, "", None), [_problem(error, "", path)]
+        return RawDataset(path, "", None), [_problem(error, "", path)]
     content = json.loads(path.read_text(encoding="utf-8"))
     faults = [*_description_faults(path, content), *(_label_faults(path, content, labels) if labels else ())]
     problems += [_problem(fault, "", path) for fault in faults]
     ending = content.get("file_ending")
     if not _is_ending(ending):
-        return _Dataset(path, "", labels), problems
-    cases: tuple[_Case, ...] = ()
+        return RawDataset(path, "", labels), problems
+    cases: tuple[RawCase, ...] = ()
     with _noting(problems, "", folder):
         cases = _list_cases(folder, content, problems)
         problems += _count_faults(path, content, cases)
         problems += _not_looked_at(path, ending)
-    return _Dataset(path, ending, labels, cases), problems
+    return RawDataset(path, ending, labels, cases), problems
 
 
 def _is_ending(value: object) -> bool:
@@ -259,7 +363,7 @@ def _label_faults(path: Path, content: dict[str, Any], labels: DatasetLabels) ->
         )
 
 
-def _list_cases(folder: Path, content: dict[str, Any], problems: list[Problem]) -> tuple[_Case, ...]:
+def _list_cases(folder: Path, content: dict[str, Any], problems: list[Problem]) -> tuple[RawCase, ...]:
     ending, channels = content["file_ending"], content.get("channel_names")
     expected = len(channels) if isinstance(channels, dict) and channels and ending in _VOLUMES else None
     if "dataset" in content:
@@ -272,11 +376,11 @@ def _list_cases(folder: Path, content: dict[str, Any], problems: list[Problem]) 
     return cases
 
 
-def _listed_cases(folder: Path, listed: Any) -> tuple[_Case, ...]:
+def _listed_cases(folder: Path, listed: Any) -> tuple[RawCase, ...]:
     """nnU-Net also takes a table of files in ``dataset.json``, with paths relative to the dataset."""
     try:
         return tuple(
-            _Case(name, tuple(_expand(folder, image) for image in files["images"]), _expand(folder, files["label"]))
+            RawCase(name, tuple(_expand(folder, image) for image in files["images"]), _expand(folder, files["label"]))
             for name, files in sorted(listed.items())
         )
     except (AttributeError, KeyError, TypeError) as error:
@@ -288,7 +392,7 @@ def _expand(folder: Path, file: str) -> Path:
     return folder / os.path.expandvars(file)
 
 
-def _cases_in_folders(folder: Path, ending: str, problems: list[Problem]) -> tuple[_Case, ...]:
+def _cases_in_folders(folder: Path, ending: str, problems: list[Problem]) -> tuple[RawCase, ...]:
     images: defaultdict[str, list[Path]] = defaultdict(list)
     for path in _list_files(folder / "imagesTr", ending, problems):
         match = _CHANNEL.fullmatch(path.name.removesuffix(ending))
@@ -299,7 +403,7 @@ def _cases_in_folders(folder: Path, ending: str, problems: list[Problem]) -> tup
             problems.append(_problem(fault, "", path))
     labels = {path.name.removesuffix(ending): path for path in _list_files(folder / "labelsTr", ending, problems)}
     names = sorted(images.keys() | labels.keys())
-    return tuple(_Case(name, tuple(images[name]), folder / "labelsTr" / f"{name}{ending}") for name in names)
+    return tuple(RawCase(name, tuple(images[name]), folder / "labelsTr" / f"{name}{ending}") for name in names)
 
 
 def _list_files(folder: Path, ending: str, problems: list[Problem]) -> list[Path]:
@@ -318,7 +422,7 @@ def _is_other_image(name: str, ending: str) -> bool:
     return not name.endswith(ending) and name.lower().endswith(FILE_ENDINGS)
 
 
-def _name_faults(case: _Case, channels: int | None, ending: str | None) -> Iterator[DataError]:
+def _name_faults(case: RawCase, channels: int | None, ending: str | None) -> Iterator[DataError]:
     """``channels`` is None if they cannot be counted by file, ``ending`` if files may have any name."""
     if not case.images:
         yield DataError(f"{case.label} has no image; nnU-Net looks for imagesTr/{case.name}_0000{ending or ''}")
@@ -335,7 +439,7 @@ def _name_faults(case: _Case, channels: int | None, ending: str | None) -> Itera
         yield DataError(f"case {case.name} has no label map; expected {case.label}")
 
 
-def _count_faults(path: Path, content: dict[str, Any], cases: tuple[_Case, ...]) -> Iterator[Problem]:
+def _count_faults(path: Path, content: dict[str, Any], cases: tuple[RawCase, ...]) -> Iterator[Problem]:
     count, declared = sum(bool(case.images) for case in cases), content.get("numTraining")
     if count == 0:
         what = f"holds no training image that ends in {content['file_ending']}"
@@ -358,7 +462,7 @@ def _not_looked_at(path: Path, ending: str) -> Iterator[Problem]:
 # ----------------------------------------------------------------------------------------------------------- voxels
 
 
-def _examine_all(dataset: _Dataset, workers: int) -> Iterator[tuple[list[Problem], set[int] | None]]:
+def _examine_all(dataset: RawDataset, workers: int) -> Iterator[_Seen]:
     """Threads suffice: most of the time goes into unpacking, which does not hold Python's lock."""
     executor = ThreadPoolExecutor(workers)
     try:
@@ -367,27 +471,26 @@ def _examine_all(dataset: _Dataset, workers: int) -> Iterator[tuple[list[Problem
         executor.shutdown(cancel_futures=True)
 
 
-def _examine(dataset: _Dataset, case: _Case) -> tuple[list[Problem], set[int] | None]:
-    """Problems of one case, and the labels it holds (None if its label map cannot be read)."""
+def _examine(dataset: RawDataset, case: RawCase) -> _Seen:
     problems: list[Problem] = []
-    grid = None
-    if dataset.ending in _VOLUMES:
-        grid = _examine_images(case, problems)
+    grid, content = _examine_images(case, problems) if dataset.ending in _VOLUMES else (None, None)
     if dataset.ending not in FILE_ENDINGS or not os.path.lexists(case.label):
-        return problems, None
-    values = None
+        return _Seen(problems)
+    values, unlabelled = None, False
     with _noting(problems, case.name, case.label):
         label = read_label(case.label)
         values = {value for value, box in enumerate(find_objects(label.array), start=1) if box}
         problems += _undeclared(dataset, case, values)
         if grid is not None:
             check_same_geometry(grid, label)
-    return problems, values
+        unlabelled = dataset.labels is not None and is_unlabelled(label.array, dataset.labels.ignore, content)
+    return _Seen(problems, values, unlabelled)
 
 
-def _examine_images(case: _Case, problems: list[Problem]) -> Volume | None:
-    """Returns the first image that can be read; the others and the label map must share its grid."""
+def _examine_images(case: RawCase, problems: list[Problem]) -> tuple[Volume | None, NDArray[np.bool_] | None]:
+    """Returns the first image that can be read, whose grid all files must share, and where any image is not 0."""
     grid: Volume | None = None
+    content: NDArray[np.bool_] | None = None
     for path in case.images:
         with _noting(problems, case.name, path):
             image = read_image(path)
@@ -396,10 +499,11 @@ def _examine_images(case: _Case, problems: list[Problem]) -> Volume | None:
                 problems.append(_problem(fault, case.name, path, serious=False))
             grid = grid or image
             check_same_geometry(grid, image)
-    return grid
+            content = image.array != 0 if content is None else content | (image.array != 0)
+    return grid, content
 
 
-def _undeclared(dataset: _Dataset, case: _Case, values: set[int]) -> Iterator[Problem]:
+def _undeclared(dataset: RawDataset, case: RawCase, values: set[int]) -> Iterator[Problem]:
     if dataset.labels is None:
         return
     unknown, declared = sorted(values - dataset.labels.values), sorted(dataset.labels.values)
@@ -410,7 +514,7 @@ def _undeclared(dataset: _Dataset, case: _Case, values: set[int]) -> Iterator[Pr
         yield _problem(fault, case.name, case.label)
 
 
-def _absent_classes(dataset: _Dataset, seen: list[set[int]]) -> Iterator[Problem]:
+def _absent_classes(dataset: RawDataset, seen: list[set[int]]) -> Iterator[Problem]:
     if dataset.labels is None or not seen:
         return
     occurring = set().union(*seen)
@@ -418,3 +522,12 @@ def _absent_classes(dataset: _Dataset, seen: list[set[int]]) -> Iterator[Problem
         if occurring.isdisjoint(values):
             fault = LabelError(f"class {name} ({', '.join(map(str, values))}) occurs in none of {len(seen)} label maps")
             yield _problem(fault, "", dataset.description, serious=False)
+
+
+def _too_few_labelled(dataset: RawDataset, unlabelled: int) -> Iterator[Problem]:
+    labelled = sum(bool(case.images) for case in dataset.cases) - unlabelled
+    if unlabelled and labelled < 2:
+        fault = DataError(
+            f"{_count(labelled, 'labelled case')} beside {unlabelled} unlabelled: no fold can be validated"
+        )
+        yield _problem(fault, "", dataset.description.parent, serious=False)

@@ -1,5 +1,6 @@
 """Command line: ``nnunet-imbal COMMAND``. Each command only parses words and calls one function elsewhere."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -131,10 +132,75 @@ def check(
     workers: Annotated[int, typer.Option("--workers", "-n", min=1, help="Cases read at the same time.")] = 2,
 ) -> None:
     """Look for faults in a raw dataset before hours of training. Files are only read, nothing is changed."""
-    from nnunet_imbal.check import check_dataset, find_dataset, print_problems
+    from nnunet_imbal.check import find_dataset, inspect_dataset, print_problems
 
     folder = find_dataset(dataset)
-    raise typer.Exit(print_problems(folder, check_dataset(folder, workers=workers)))
+    found = inspect_dataset(folder, workers=workers)
+    raise typer.Exit(print_problems(folder, found.problems, unlabelled=len(found.unlabelled)))
+
+
+@app.command()
+def fingerprint(
+    dataset: Annotated[str, typer.Argument(help="Raw dataset: its folder, or its number or name in $nnUNet_raw.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="JSON file; default: beside nnU-Net's own fingerprint, if there.")
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", "-n", min=1, help="Cases measured at the same time.")] = 4,
+) -> None:
+    """Tell what is imbalanced in a dataset: rare classes, small pieces, thin vessels, mirror images."""
+    from nnunet_imbal.check import find_dataset
+    from nnunet_imbal.fingerprint import default_path, fingerprint_dataset, print_fingerprint
+
+    folder = find_dataset(dataset)
+    path = out or default_path(folder)
+    print_fingerprint(fingerprint_dataset(folder, out=path, workers=workers))
+    typer.echo(f"Written to {path}" if path else "Not kept: plan the dataset first, or name a file with --out.")
+
+
+@app.command("add-unlabelled")
+def add_unlabelled(
+    dataset: Annotated[str, typer.Argument(help="Raw dataset: its folder, or its number or name in $nnUNet_raw.")],
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Images, or folders of them: CASE_0000.nii.gz, one file per channel.")
+    ] = None,
+    prefix: Annotated[str, typer.Option(help="Goes before each case name, should names be taken.")] = "",
+    link: Annotated[bool, typer.Option("--link", help="Make symbolic links instead of copies.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Take out again what was added.")] = False,
+) -> None:
+    """Add training cases that nobody annotated, for trainers that learn from them."""
+    from nnunet_imbal.check import find_dataset
+    from nnunet_imbal.unlabelled import add_unlabelled as add
+    from nnunet_imbal.unlabelled import remove_unlabelled
+
+    if remove == bool(images):
+        raise typer.BadParameter("name the images to add, or say --remove")
+    folder = find_dataset(dataset)
+    if remove:
+        root = os.environ.get("nnUNet_preprocessed")
+        done = remove_unlabelled(folder, preprocessed=Path(root) / folder.resolve().name if root else None)
+        typer.echo(f"Removed {len(done.removed)} unlabelled cases from {folder}. Preprocess it again.")
+        if done.kept:
+            typer.echo(f"Kept, because somebody annotated them: {', '.join(done.kept)}.")
+        return
+    cases = add(folder, images or [], prefix=prefix, link=link)
+    typer.echo(f"Added {len(cases)} unlabelled cases to {folder}: {', '.join(cases)}.")
+    typer.echo(f"Now run `nnunet-imbal extract-fingerprint {dataset}`, then plan and preprocess.")
+
+
+@app.command("extract-fingerprint")
+def extract_fingerprint(
+    dataset: Annotated[str, typer.Argument(help="Raw dataset: its folder, or its number or name in $nnUNet_raw.")],
+    processes: Annotated[int, typer.Option("--processes", "-np", min=1, help="Cases read at the same time.")] = 2,
+) -> None:
+    """Run nnU-Net's fingerprint extraction without the voxels that nobody labelled; planning goes on from it."""
+    from nnunet_imbal.check import find_dataset
+    from nnunet_imbal.errors import ConfigError
+    from nnunet_imbal.unlabelled import extract_fingerprint as extract
+
+    root = os.environ.get("nnUNet_preprocessed")
+    if not root:
+        raise ConfigError("nnUNet_preprocessed is not set: export nnUNet_preprocessed=<folder>, as for nnU-Net")
+    typer.echo(extract(find_dataset(dataset), root, processes=processes))
 
 
 @app.command()
