@@ -61,13 +61,14 @@ def test_fingerprint_of_a_dataset(dataset):
     assert lesion.component_mm3[2] == pytest.approx(16)
     assert lesion.component_mm3[0] == pytest.approx(2 + 0.1 * 14)  # 5 % quantile of 2, 16 and 128
     assert vein.tubularity > 3 > lesion.tubularity
+    assert (lesion.example, never.example) == ("b", None)
     assert (never.cases, never.prevalence, never.volume_mm3, never.tubularity) == (0, 0, [], 0)
 
 
 def test_what_is_said(dataset):
-    said = "\n".join(describe(fingerprint_dataset(dataset)))
+    said = "\n".join(map(str, describe(fingerprint_dataset(dataset))))
     assert "No labelled case shows: never." in said
-    assert "1 case is unlabelled." in said
+    assert "Cases without any label: 1 of 3." in said
     assert "Long and thin, median radius: left vein (1 mm), right vein (1 mm)." in said
     assert "In pieces of very different size, most of them between: lesion (3 and 117 mm³)." in said
     assert "Mirror images of each other: left vein and right vein." in said

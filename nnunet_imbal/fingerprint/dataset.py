@@ -61,6 +61,7 @@ class ClassFingerprint:
             the middle of a forced patch, in [0, 1].
         touches: other class -> share of the cases with both in which they touch.
         partner: the class that is its mirror image, or None.
+        example: a case in which its volume is about the median, or None.
     """
 
     labels: list[int]
@@ -76,6 +77,7 @@ class ClassFingerprint:
     no_centre: float
     touches: dict[str, float]
     partner: str | None
+    example: str | None
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ def summarise(name: str, cases: Mapping[str, CaseMeasures], labels: DatasetLabel
         labels: classes and ignore label of the dataset.
         origin: see `Fingerprint`.
     """
-    labelled = [case for case in cases.values() if not case.unlabelled]
+    labelled = {case: measures for case, measures in cases.items() if not measures.unlabelled}
     partners = _partners(labels)
     classes = {
         each: _summarise_class(each, list(values), labelled, partners.get(each))
@@ -181,7 +183,9 @@ def summarise(name: str, cases: Mapping[str, CaseMeasures], labels: DatasetLabel
         dataset=name,
         cases=len(labelled),
         unlabelled=[case for case, measures in cases.items() if measures.unlabelled],
-        ignored_share=_share(sum(case.ignored for case in labelled), sum(case.voxels for case in labelled)),
+        ignored_share=_share(
+            sum(case.ignored for case in labelled.values()), sum(case.voxels for case in labelled.values())
+        ),
         spacing_mm=np.median([case.spacing_mm for case in cases.values()], axis=0).tolist(),
         shape=np.median([case.shape for case in cases.values()], axis=0).tolist(),
         classes=classes,
@@ -190,8 +194,9 @@ def summarise(name: str, cases: Mapping[str, CaseMeasures], labels: DatasetLabel
 
 
 def _summarise_class(
-    name: str, values: list[int], cases: Sequence[CaseMeasures], partner: str | None
+    name: str, values: list[int], labelled: Mapping[str, CaseMeasures], partner: str | None
 ) -> ClassFingerprint:
+    cases = list(labelled.values())
     shown = [case for case in cases if name in case.classes]
     here = [case.classes[name] for case in shown]
     annotated = sum((case.voxels - case.ignored) * float(np.prod(case.spacing_mm)) for case in cases)
@@ -212,7 +217,14 @@ def _summarise_class(
         no_centre=_small_without_centre(here),
         touches={other: count / together[other] for other, count in sorted(touching.items())},
         partner=partner,
+        example=_example(name, labelled),
     )
+
+
+def _example(name: str, cases: Mapping[str, CaseMeasures]) -> str | None:
+    """The upper of two middle cases, so that an example always exists."""
+    volumes = sorted((each.classes[name].volume_mm3, case) for case, each in cases.items() if name in each.classes)
+    return volumes[len(volumes) // 2][1] if volumes else None
 
 
 def _neighbours(name: str, case: CaseMeasures) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The fingerprint for people: a table, and what stands out, in sentences."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -9,8 +10,9 @@ from rich.table import Table
 
 from nnunet_imbal.fingerprint.dataset import ClassFingerprint, Fingerprint
 
-__all__ = ["RARE_CASES", "RARE_VOLUME", "describe", "is_scattered", "is_thin", "print_fingerprint"]
+__all__ = ["BALANCED", "RARE_CASES", "RARE_VOLUME", "Trait", "describe", "is_scattered", "is_thin", "print_fingerprint"]
 
+BALANCED = "Nothing is imbalanced: stock nnU-Net is made for this."
 RARE_CASES = 0.5  # a class seen in fewer of the labelled cases is rare
 RARE_VOLUME = 0.001  # a class with less of the annotated volume is tiny: one voxel in a thousand
 _MANY = 3  # components in a case: from here on they are lesions rather than an organ with a speck
@@ -32,66 +34,93 @@ def is_thin(found: ClassFingerprint, spacing_mm: list[float]) -> bool:
     return found.cases > 0 and found.tubularity >= _TUBE and found.radius_mm[2] < _THIN_VOXELS * min(spacing_mm)
 
 
-def describe(fingerprint: Fingerprint) -> list[str]:
-    """Say in sentences what is imbalanced; empty if nothing is.
+class Trait(NamedTuple):
+    """Something imbalanced.
+
+    Attributes:
+        what: what it is.
+        classes: the classes that have it, each with its measure or "".
+        advice: what it means for training.
+    """
+
+    what: str
+    classes: dict[str, str]
+    advice: str
+
+    def __str__(self) -> str:
+        named = ", ".join(f"{name} ({value})" if value else name for name, value in self.classes.items())
+        return f"{self.what}: {named}." if named else f"{self.what}."
+
+
+def describe(fingerprint: Fingerprint) -> list[Trait]:
+    """Say in sentences what is imbalanced, and what it means for training; empty if nothing is.
 
     Example:
-        >>> describe(Fingerprint("Dataset001_X", 4, ["c9"], 0.0, [1.0] * 3, [64.0] * 3, {}, ""))
-        ['1 case is unlabelled.']
+        >>> found = Fingerprint("Dataset001_X", 4, ["c9"], 0.0, [1.0] * 3, [64.0] * 3, {}, "")
+        >>> [str(trait) for trait in describe(found)]
+        ['Cases without any label: 1 of 5.']
     """
-    said = [sentence for sentence in _traits(fingerprint) if sentence]
+    traits = [trait for trait in _class_traits(fingerprint) if trait.classes]
     if fingerprint.unlabelled:
         number = len(fingerprint.unlabelled)
-        said.append(f"{number} case{' is' if number == 1 else 's are'} unlabelled.")
+        what = f"Cases without any label: {number} of {number + fingerprint.cases}"
+        traits.append(Trait(what, {}, "Stock nnU-Net learns nothing from them."))
     if fingerprint.ignored_share > 0:
-        said.append(f"{fingerprint.ignored_share:.2%} of the voxels of labelled cases are not annotated.")
-    return said
+        what = f"Not annotated in labelled cases: {fingerprint.ignored_share:.2g} of the voxels"
+        traits.append(Trait(what, {}, "No loss looks there."))
+    return traits
 
 
 def print_fingerprint(fingerprint: Fingerprint, console: Console | None = None) -> None:
     """Print the table of classes and what stands out."""
     console = console or Console()
     console.print(_table(fingerprint))
-    for sentence in describe(fingerprint) or ["Nothing is imbalanced: stock nnU-Net is made for this."]:
-        console.print(f"- {escape(sentence)}", highlight=False)
+    traits = describe(fingerprint)
+    for trait in traits:
+        console.print(f"- {escape(str(trait))} [dim]{escape(trait.advice)}[/]", highlight=False)
+    if not traits:
+        console.print(BALANCED)
 
 
-def _traits(fingerprint: Fingerprint) -> Iterator[str]:
-    """One sentence per trait, which names the classes that have it."""
-    classes = fingerprint.classes
-    yield _list("No labelled case shows", {name: "" for name, each in classes.items() if not each.cases})
-    shown = {name: each for name, each in classes.items() if each.cases}
-    yield _list(
+def _class_traits(fingerprint: Fingerprint) -> Iterator[Trait]:
+    shown = {name: each for name, each in fingerprint.classes.items() if each.cases}
+
+    def which(measure: Callable[[ClassFingerprint], str], has: Callable[[ClassFingerprint], bool]) -> dict[str, str]:
+        return {name: measure(each) for name, each in shown.items() if has(each)}
+
+    absent = {name: "" for name, each in fingerprint.classes.items() if not each.cases}
+    yield Trait("No labelled case shows", absent, "Nothing can be learnt about them: add cases, or drop the classes.")
+    yield Trait(
         f"Rare, of {fingerprint.cases} cases",
-        {name: f"{each.cases}" for name, each in shown.items() if each.prevalence < RARE_CASES},
+        which(lambda each: str(each.cases), lambda each: each.prevalence < RARE_CASES),
+        "Most patches never show them: `--sampling` draws them as often as the others.",
     )
-    yield _list(
+    yield Trait(
         "Tiny, of the annotated volume",
-        {name: f"{each.volume_share:.1g}" for name, each in shown.items() if each.volume_share < RARE_VOLUME},
+        which(lambda each: f"{each.volume_share:.1g}", lambda each: each.volume_share < RARE_VOLUME),
+        "Dice and cross-entropy hardly notice them: `--sampling` puts them into more patches.",
     )
-    yield _list(
+    yield Trait(
         "In pieces of very different size, most of them between",
-        {
-            name: f"{each.component_mm3[0]:,.0f} and {each.component_mm3[4]:,.0f} mm³"
-            for name, each in shown.items()
-            if is_scattered(each)
-        },
+        which(lambda each: f"{each.component_mm3[0]:,.0f} and {each.component_mm3[4]:,.0f} mm³", is_scattered),
+        "The largest piece rules Dice: `cc_dice` lets each count the same.",
     )
-    yield _list(
+    yield Trait(
         "Long and thin, median radius",
-        {name: f"{each.radius_mm[2]:.2g} mm" for name, each in shown.items() if is_thin(each, fingerprint.spacing_mm)},
+        which(lambda each: f"{each.radius_mm[2]:.2g} mm", lambda each: is_thin(each, fingerprint.spacing_mm)),
+        "A gap costs next to nothing in Dice: `skeleton_recall` or `agtal` look at the centre lines.",
     )
-    yield _list(
+    yield Trait(
         "Never in the middle of a forced patch of stock nnU-Net, of the smallest third of the pieces",
-        {name: f"{each.no_centre:.0%}" for name, each in shown.items() if each.no_centre >= _LOST},
+        which(lambda each: f"{each.no_centre:.0%}", lambda each: each.no_centre >= _LOST),
+        "`--sampling` remembers voxels of every piece.",
     )
     pairs = sorted({tuple(sorted((name, each.partner))) for name, each in shown.items() if each.partner})
-    yield _list("Mirror images of each other", {f"{a} and {b}": "" for a, b in pairs})
-
-
-def _list(trait: str, classes: dict[str, str]) -> str:
-    named = ", ".join(f"{name} ({value})" if value else name for name, value in classes.items())
-    return f"{trait}: {named}." if named else ""
+    yield Trait(
+        "Mirror images of each other",
+        {f"{a} and {b}": "" for a, b in pairs},
+        "A flipped patch must exchange the names: `ImbalTrainer` does, stock nnU-Net does not.",
+    )
 
 
 def _table(fingerprint: Fingerprint) -> Table:
