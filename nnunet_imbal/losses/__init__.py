@@ -17,12 +17,15 @@ from nnunet_imbal.losses.combine import DeepSupervision, WeightedSum
 from nnunet_imbal.losses.instance_ce import InstanceCELoss, instance_ce_loss
 from nnunet_imbal.losses.inverse_size_ce import InverseSizeCELoss, inverse_size_ce_loss
 from nnunet_imbal.losses.inverse_size_dice import InverseSizeDiceLoss, inverse_size_dice_loss
+from nnunet_imbal.losses.label_proportion import LabelProportion, label_proportion_loss
 from nnunet_imbal.losses.lesion_mil import LesionMILLoss, lesion_mil_loss
 from nnunet_imbal.losses.radius_dice import RadiusDiceLoss, radius_dice_loss, radius_weights
+from nnunet_imbal.losses.scdl import SCDL, PriorInjection, SCDLTerms
 from nnunet_imbal.losses.scnp import SCNPLoss, same_class_neighbor_penalty, scnp_loss
 from nnunet_imbal.losses.skeleton_recall import SkeletonRecallLoss, skeleton_recall_loss, skeleton_tubes
 
 __all__ = [
+    "SCDL",
     "AGTALLoss",
     "BlobCELoss",
     "BlobDiceLoss",
@@ -38,8 +41,11 @@ __all__ = [
     "InstanceCELoss",
     "InverseSizeCELoss",
     "InverseSizeDiceLoss",
+    "LabelProportion",
     "LesionMILLoss",
+    "PriorInjection",
     "RadiusDiceLoss",
+    "SCDLTerms",
     "SCNPLoss",
     "SegmentationLoss",
     "SkeletonRecallLoss",
@@ -61,6 +67,7 @@ __all__ = [
     "inverse_size_dice_loss",
     "junction_loss",
     "junction_mask",
+    "label_proportion_loss",
     "lesion_mil_loss",
     "radius_dice_loss",
     "radius_weights",
