@@ -11,6 +11,8 @@ from nnunet_imbal.errors import ImbalError
 
 __all__ = ["app", "main"]
 
+_PREPROCESSED = "nnUNet_preprocessed"
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -145,15 +147,20 @@ def fingerprint(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="JSON file; default: beside nnU-Net's own fingerprint, if there.")
     ] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Also write a page with figures and examples.")] = None,
     workers: Annotated[int, typer.Option("--workers", "-n", min=1, help="Cases measured at the same time.")] = 4,
 ) -> None:
     """Tell what is imbalanced in a dataset: rare classes, small pieces, thin vessels, mirror images."""
     from nnunet_imbal.check import find_dataset
     from nnunet_imbal.fingerprint import default_path, fingerprint_dataset, print_fingerprint
+    from nnunet_imbal.report import write_fingerprint_page
 
     folder = find_dataset(dataset)
     path = out or default_path(folder)
-    print_fingerprint(fingerprint_dataset(folder, out=path, workers=workers))
+    found = fingerprint_dataset(folder, out=path, workers=workers)
+    print_fingerprint(found)
+    if html:
+        typer.echo(f"Page: {write_fingerprint_page(found, folder, html)}")
     typer.echo(f"Written to {path}" if path else "Not kept: plan the dataset first, or name a file with --out.")
 
 
@@ -176,7 +183,7 @@ def add_unlabelled(
         raise typer.BadParameter("name the images to add, or say --remove")
     folder = find_dataset(dataset)
     if remove:
-        root = os.environ.get("nnUNet_preprocessed")
+        root = os.environ.get(_PREPROCESSED)
         done = remove_unlabelled(folder, preprocessed=Path(root) / folder.resolve().name if root else None)
         typer.echo(f"Removed {len(done.removed)} unlabelled cases from {folder}. Preprocess it again.")
         if done.kept:
@@ -197,7 +204,7 @@ def extract_fingerprint(
     from nnunet_imbal.errors import ConfigError
     from nnunet_imbal.unlabelled import extract_fingerprint as extract
 
-    root = os.environ.get("nnUNet_preprocessed")
+    root = os.environ.get(_PREPROCESSED)
     if not root:
         raise ConfigError("nnUNet_preprocessed is not set: export nnUNet_preprocessed=<folder>, as for nnU-Net")
     typer.echo(extract(find_dataset(dataset), root, processes=processes))
