@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,29 @@ CONFIGURATION = "3d_short"
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a trainer may learn."""
+    """How long a trainer may learn, and how fast.
+
+    Attributes:
+        epochs: see ``iterations``.
+        iterations: training steps per epoch.
+        seed: of weights and patches.
+        learning_rate: of AdamW; None = nnU-Net's own optimiser and rate.
+        forced_patches: share of patches that must hold foreground; None = nnU-Net's own.
+        weights: checkpoint to start from; None = random weights.
+    """
 
     epochs: int
     iterations: int
     seed: int
+    learning_rate: float | None = None
+    forced_patches: float | None = None
+    weights: Path | None = None
+
+    @property
+    def environment(self) -> dict[str, object]:
+        """What the trainers of `short_trainers` read."""
+        chosen = {f"BENCHMARK_{name.upper()}": value for name, value in asdict(self).items()}
+        return {name: value for name, value in chosen.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -118,9 +136,7 @@ def train(
         *(workspace.number, CONFIGURATION, "all", "-tr", trainer, "-p", plans, "-device", device),
         log=log,
         nnUNet_n_proc_DA=0,  # patches are drawn in the training process: only so are they the same for all trainers
-        BENCHMARK_EPOCHS=budget.epochs,
-        BENCHMARK_ITERATIONS=budget.iterations,
-        BENCHMARK_SEED=budget.seed,
+        **budget.environment,
     )
     return {"command_s": round(time.monotonic() - begin, 1), **read_log(workspace.folder / log)}
 

@@ -292,12 +292,12 @@ def main() -> None:
     result = {"machine": describe_machine(), "rounds": arguments.rounds, "memory": memory(), "rows": []}
     for setting in QUICK if arguments.quick else SETTINGS:
         result["rows"].append(measure(setting, arguments.rounds))
-        write(result, arguments.output)
+        write(result, arguments.output, markdown(result))
 
 
-def write(result: dict[str, Any], output: Path) -> None:
+def write(result: dict[str, Any], output: Path, page: str) -> None:
     """Both files, atomically."""
-    for path, text in ((output, json.dumps(result, indent=1) + "\n"), (output.with_suffix(".md"), markdown(result))):
+    for path, text in ((output, json.dumps(result, indent=1) + "\n"), (output.with_suffix(".md"), page)):
         temporary = path.with_suffix(path.suffix + ".part")
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)

@@ -19,24 +19,22 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 from _machine import describe_machine, machine_lines
+from _vessel_classes import vessel_patch
 from numpy.typing import NDArray
 
 import numba_kernels
 import trainers
-from nnunet_imbal.phantoms import LesionPhantom, VesselPhantom
+from nnunet_imbal.phantoms import LesionPhantom
 
 PATIENTS = ("07", "26")
 NAME, CONFIGURATION = "Dataset700_IterationTime", "3d_fullres"
 STOCK = "nnUNetTrainer"
+VESSEL_TRAINERS = ("ImbalTrainerClDice", "ImbalTrainerCbDice", "ImbalTrainerSkeletonRecall", "ImbalTrainerAGTAL")
 TRAINERS = {
     "lesions": ("ImbalTrainerCC", "ImbalTrainerBlob", "ImbalTrainerCATMIL"),
     "patients": ("ImbalTrainerCC", "ImbalTrainerBlob", "ImbalTrainerCATMIL"),
-    "vessels": (
-        "ImbalTrainerClDice",
-        "ImbalTrainerCbDice",
-        "ImbalTrainerSkeletonRecall",
-        "ImbalTrainerAGTAL",
-    ),
+    "vessels": VESSEL_TRAINERS,
+    "vessels20": VESSEL_TRAINERS,
 }
 
 
@@ -48,16 +46,9 @@ def lesion_labels(patch: int, batch: int) -> NDArray[np.uint8]:
     return np.stack([phantom.training_case(0, index).label.T for index in range(batch)])
 
 
-def vessel_labels(patch: int, batch: int) -> NDArray[np.uint8]:
-    """Patches of the circle of Willis, 13 classes, as much of it as fits: ``(B, Z, Y, X)``."""
-    return np.stack([_densest_patch(VesselPhantom().training_case(0, index).label.T, patch) for index in range(batch)])
-
-
-def _densest_patch(labels: NDArray[np.uint8], patch: int) -> NDArray[np.uint8]:
-    middle = np.argwhere(labels > 0).mean(0).round().astype(int)
-    padded = np.pad(labels, patch)
-    box = tuple(slice(at + patch - patch // 2, at + patch - patch // 2 + patch) for at in middle)
-    return padded[box]
+def vessel_labels(patch: int, batch: int, classes: int | None = None) -> NDArray[np.uint8]:
+    """Patches of the circle of Willis, as much of it as fits, with its own classes or so many: ``(B, Z, Y, X)``."""
+    return np.stack([vessel_patch((patch,) * 3, index, classes) for index in range(batch)])
 
 
 def patient_labels(data: Path, patch: int, batch: int) -> NDArray[np.uint8]:
@@ -189,6 +180,7 @@ def run_benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
     machine, rows = describe_machine(arguments.device), []
     for patch in arguments.patch:
         maps = {"lesions": lesion_labels(patch, arguments.batch), "vessels": vessel_labels(patch, arguments.batch)}
+        maps["vessels20"] = vessel_labels(patch, arguments.batch, 20)
         if arguments.data:
             maps["patients"] = patient_labels(arguments.data, patch, arguments.batch)
         for kind in arguments.labels:
@@ -234,7 +226,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 def _lines(row: dict[str, Any]) -> list[str]:
     classes = "1 class" if row["classes"] == 1 else f"{row['classes']} classes"
-    what = [f"{row['batch']} x {row['patch']}³", f"{row['labels']}, {classes}"]
+    what = [f"{row['batch']} x {row['patch']}³", f"{row['labels'].removesuffix('20')}, {classes}"]
     what.append(" + ".join(str(number) for number in row["processes"][0]["components"]))
     return [_row([*what, name, *_times(row["processes"], name)]) for name in row["processes"][0]["ms"]]
 
@@ -258,7 +250,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder open_ms_data, for --labels patients")
-    parser.add_argument("--labels", nargs="+", default=["lesions", "vessels"], choices=TRAINERS)
+    parser.add_argument("--labels", nargs="+", default=["lesions", "vessels", "vessels20"], choices=TRAINERS)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the result")
     parser.add_argument("--patch", type=int, nargs="+", default=[64], help="edge in voxels; several are allowed")
     parser.add_argument("--batch", type=int, default=2)

@@ -15,8 +15,16 @@ import trainers
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 RESULTS = sorted((BENCHMARKS / "results").glob("*.*"))
-NAMES = ("iteration_time", "ms_two_patients", "bench_kernels", "vessel_training")
-HELPERS = ("_machine", "_short_nnunet", "_kernel_inputs", "_kernel_loops", "_kernel_page", "_kernel_rows")
+NAMES = ("iteration_time", "ms_two_patients", "bench_kernels")
+HELPERS = (
+    "_machine",
+    "_short_nnunet",
+    "_vessel_classes",
+    "_kernel_inputs",
+    "_kernel_loops",
+    "_kernel_page",
+    "_kernel_rows",
+)
 
 
 @pytest.fixture
@@ -125,28 +133,6 @@ def test_phantoms_of_iteration_time(load):
     assert vessels.shape == (2, 64, 64, 64)
     assert len(np.unique(vessels)) > 8
     assert list(script.describe_dataset(vessels)["labels"].values()) == list(range(int(vessels.max()) + 1))
-
-
-def test_page_of_vessel_training(load):
-    run = {"patches_checksum": "a", "dice": {"BA": 0.5, "Acom": 0.25, "R-Pcom": None, "L-Pcom": 0.0}, "epochs_s": 9.0}
-    run |= {"b0_error": 1.0, "cldice_merged": 0.5, "b0_error_merged": 2.0, "b1_error_merged": 0.0}
-    runs = [{**run, "arm": "clDice", "seed": seed} for seed in (0, 1)]
-    settings = {"epochs": 2, "iterations": 3, "patch": [8, 8, 8], "batch": 2, "features": [4, 8], "cases": 16}
-    script = load("vessel_training")
-    page = script.markdown({"machine": script.describe_machine(), "settings": settings, "runs": runs})
-    assert "| clDice | 2 | 0.250 [0.250, 0.250] | 0.250 [0.250, 0.250] | - | 0.000 [0.000, 0.000] | 1.000" in page
-    assert "same patches: yes" in page
-
-
-def test_plans_of_vessel_training(load, tmp_path):
-    script = load("vessel_training")
-    stock = tmp_path / "nnUNetPlans.json"
-    stock.write_text(json.dumps({"plans_name": "nnUNetPlans", "configurations": {"3d_short": {}}}))
-    for arm, imbal in script.ARMS.items():
-        plans = json.loads((tmp_path / f"{script.write_plans(stock, arm, imbal)}.json").read_text())
-        entry = plans["configurations"]["3d_short"].get("imbal")
-        assert (entry is None) == (arm == script.STOCK)
-        assert not any(term["from_epoch"] for term in (entry or {"terms": []})["terms"])
 
 
 def test_trainers_of_iteration_time_exist(load):

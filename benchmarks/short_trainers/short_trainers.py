@@ -1,6 +1,8 @@
 """The two trainers of the comparison, cut short alike. nnU-Net finds them through ``nnUNet_extTrainer``.
 
-Budget and seed come from the environment: ``BENCHMARK_EPOCHS``, ``BENCHMARK_ITERATIONS``, ``BENCHMARK_SEED``.
+Budget and seed come from the environment: ``BENCHMARK_EPOCHS``, ``BENCHMARK_ITERATIONS``, ``BENCHMARK_SEED``; if
+set, also ``BENCHMARK_LEARNING_RATE`` (AdamW instead of nnU-Net's optimiser), ``BENCHMARK_FORCED_PATCHES``
+and ``BENCHMARK_WEIGHTS`` (a checkpoint to start from).
 """
 
 import os
@@ -9,6 +11,7 @@ import zlib
 
 import numpy as np
 import torch
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from trainers import ImbalTrainer
@@ -29,7 +32,19 @@ class _Short:
         self.num_val_iterations_per_epoch = 1  # nnU-Net wants a number to plot; here it would be measured on fold all
         for seed in (random.seed, np.random.seed, torch.manual_seed):  # nnU-Net draws from all three
             seed(int(os.environ["BENCHMARK_SEED"]))
+        if "BENCHMARK_FORCED_PATCHES" in os.environ:
+            self.oversample_foreground_percent = float(os.environ["BENCHMARK_FORCED_PATCHES"])
         super().on_train_start()
+        if "BENCHMARK_WEIGHTS" in os.environ:  # nnU-Net's -pretrained_weights would leave out the last layers
+            checkpoint = torch.load(os.environ["BENCHMARK_WEIGHTS"], self.device, weights_only=False)  # made by us
+            self.network.load_state_dict(checkpoint["network_weights"])
+
+    def configure_optimizers(self):
+        if "BENCHMARK_LEARNING_RATE" not in os.environ:
+            return super().configure_optimizers()
+        rate = float(os.environ["BENCHMARK_LEARNING_RATE"])
+        optimizer = torch.optim.AdamW(self.network.parameters(), rate, weight_decay=self.weight_decay)
+        return optimizer, PolyLRScheduler(optimizer, rate, self.num_epochs)
 
     def train_step(self, batch):
         self._checksum = zlib.crc32(batch["data"].numpy(), self._checksum)
