@@ -7,10 +7,11 @@ from typing import Any
 from nnunet_imbal.errors import ConfigError
 from nnunet_imbal.registry import get_loss, unknown_name
 
-__all__ = ["ImbalConfig", "Sampling", "Term"]
+__all__ = ["Distributions", "ImbalConfig", "Sampling", "Semi", "Term"]
 
 _BASES = ("nnunet", "none")
 _MIRRORING = ("auto", "off", "stock", "swap")
+_PREDICTORS = ("student", "teacher")
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,83 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Semi:
+    """How `ImbalTrainerSemi` learns from voxels labelled ``ignore``: a mean teacher looks at them.
+
+    Attributes:
+        decay: of the teacher's running average, see `nnunet_imbal.semi.MeanTeacher`.
+        consistency: weight, see `nnunet_imbal.semi.UnlabelledLoss`.
+        pseudo_labels: weight, see `nnunet_imbal.semi.UnlabelledLoss`.
+        threshold: see `nnunet_imbal.semi.ConfidenceGate`.
+        floor: see `nnunet_imbal.semi.ConfidenceGate`.
+        ramp: share of the epochs in which both weights grow to their full value, see `nnunet_imbal.semi.ramp_up`.
+        predict_with: whose weights predict after training and choose the best epoch, ``"student"`` (the network that
+            was trained) or ``"teacher"`` (its running average).
+    """
+
+    decay: float = 0.99
+    consistency: float = 1.0
+    pseudo_labels: float = 0.5
+    threshold: float = 0.95
+    floor: float = 0.5
+    ramp: float = 0.2
+    predict_with: str = "student"
+
+    @classmethod
+    def from_dict(cls, entry: Any) -> "Semi":
+        """Check the entry ``semi``.
+
+        Raises:
+            ConfigError: an unknown key, a wrong type or a value out of range.
+
+        Example:
+            >>> Semi.from_dict({"threshold": 0.9}).decay
+            0.99
+        """
+        values = _mapping("semi", entry, cls)
+        highest = {"decay": 1 - 1e-9, "consistency": float("inf"), "pseudo_labels": float("inf")}
+        numbers = {
+            key: _number(values, key, default, 0, highest.get(key, 1))
+            for key, default in asdict(cls()).items()
+            if isinstance(default, float)
+        }
+        if not numbers["floor"] <= numbers["threshold"] > 0:
+            raise ConfigError("imbal: semi needs a threshold above 0 and a floor that is not above the threshold")
+        predict_with = _typed("predict_with", values.get("predict_with", cls.predict_with), str)
+        if predict_with not in _PREDICTORS:
+            raise ConfigError("imbal: " + unknown_name("predict_with", predict_with, _PREDICTORS))
+        return cls(**numbers, predict_with=predict_with)
+
+
+@dataclass(frozen=True)
+class Distributions:
+    """SCDL beside the loss: `ImbalTrainerSCDL` and `ImbalTrainerSemiSCDL` keep the features of classes apart.
+
+    Attributes:
+        weight: of the whole term, at least 0.
+        ramp: share of the epochs in which the weight grows to its full value, see `nnunet_imbal.semi.ramp_up`.
+        kwargs: constructor words of `nnunet_imbal.losses.scdl.SCDL`, e.g. ``{"form": "released"}``.
+    """
+
+    weight: float = 0.1
+    ramp: float = 0.1
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, entry: Any) -> "Distributions":
+        """Check the entry ``scdl``.
+
+        Raises:
+            ConfigError: an unknown key, a wrong type or a value out of range.
+        """
+        values = _mapping("scdl", entry, cls)
+        weight = _number(values, "weight", cls.weight, 0, float("inf"))
+        return cls(
+            weight, _number(values, "ramp", cls.ramp, 0, 1), dict(_typed("kwargs", values.get("kwargs", {}), Mapping))
+        )
+
+
+@dataclass(frozen=True)
 class ImbalConfig:
     """What `ImbalTrainer` adds to stock nnU-Net.
 
@@ -119,6 +197,10 @@ class ImbalConfig:
             and leaves the names, ``"swap"`` exchanges the names of left/right pairs in training and does not mirror
             at test time, ``"off"`` does not mirror at all, ``"auto"`` swaps if all sided classes have a partner, is
             off if one has none, and stock if no class has a side.
+        semi: learning from unlabelled voxels, for `ImbalTrainerSemi`; None: they are ignored.
+        scdl: class distributions among the features, for `ImbalTrainerSCDL`; None: none.
+        unlabelled_share: of the training patches, how many come from cases that nobody annotated, from 0 (these
+            are left out) to 0.9. By default half of them with ``semi``, else none.
 
     Example:
         >>> ImbalConfig.from_dict({"terms": [{"loss": "cc_dice", "weight": 0.5}]}).terms[0].weight
@@ -132,6 +214,9 @@ class ImbalConfig:
     terms: tuple[Term, ...] = ()
     sampling: Sampling | None = None
     mirroring: str = "stock"
+    semi: Semi | None = None
+    scdl: Distributions | None = None
+    unlabelled_share: float = 0.0
 
     @classmethod
     def from_dict(cls, entry: Any) -> "ImbalConfig":
@@ -149,7 +234,10 @@ class ImbalConfig:
         mirroring = _typed("mirroring", values.get("mirroring", cls.mirroring), str)
         if mirroring not in _MIRRORING:
             raise ConfigError("imbal: " + unknown_name("mirroring", mirroring, _MIRRORING))
-        config = cls(base, tuple(Term.from_dict(term) for term in terms), sampling, mirroring)
+        semi = None if values.get("semi") is None else Semi.from_dict(values["semi"])
+        scdl = None if values.get("scdl") is None else Distributions.from_dict(values["scdl"])
+        share = _number(values, "unlabelled_share", 0.0 if semi is None else 0.5, 0, 0.9)
+        config = cls(base, tuple(Term.from_dict(term) for term in terms), sampling, mirroring, semi, scdl, share)
         if base == "none" and not any(term.weight for term in config.terms):
             raise ConfigError('imbal: with "base": "none" at least one term needs a weight above 0')
         return config
@@ -158,7 +246,16 @@ class ImbalConfig:
         """Plain form for JSON, every default written out."""
         terms = [asdict(term) for term in self.terms]
         sampling = self.sampling and asdict(self.sampling)
-        return {"base": self.base, "terms": terms, "sampling": sampling, "mirroring": self.mirroring}
+        semi, scdl = self.semi and asdict(self.semi), self.scdl and asdict(self.scdl)
+        return {
+            "base": self.base,
+            "terms": terms,
+            "sampling": sampling,
+            "mirroring": self.mirroring,
+            "semi": semi,
+            "scdl": scdl,
+            "unlabelled_share": self.unlabelled_share,
+        }
 
 
 def _mapping(what: str, entry: Any, cls: type, also: tuple[str, ...] = ()) -> Mapping[str, Any]:

@@ -12,9 +12,10 @@ from numpy.dtypes import BoolDType, Float16DType, Float32DType, Float64DType, In
 
 from nnunet_imbal.errors import DataError
 
-__all__ = ["export_model", "load_checkpoint"]
+__all__ = ["OWN_STATE", "export_model", "load_checkpoint"]
 
 STOCK_TRAINER = "nnUNetTrainer"
+OWN_STATE = "imbal_state"  # the one key of a checkpoint that is not nnU-Net's: teacher, class distributions
 _COMPANIONS = ("plans.json", "dataset.json", "dataset_fingerprint.json", "fold_*/progress.png")
 # How NumPy pickles one number: needed to read nnU-Net's log, harmless, and nothing else of NumPy.
 _scalar: Any = np.float64(0).__reduce__()[0]
@@ -96,6 +97,7 @@ def _checkpoints(model: Path) -> list[Path]:
 def _export_checkpoint(source: Path, target: Path, *, trust: bool) -> None:
     checkpoint = _plain(load_checkpoint(source, trust=trust))
     checkpoint["trainer_name"] = STOCK_TRAINER
+    checkpoint.pop(OWN_STATE, None)
     target.parent.mkdir(parents=True, exist_ok=True)
     torch.save(checkpoint, target)
     try:

@@ -1,6 +1,14 @@
 """nnU-Net adapter: trainers for ``nnUNetv2_train -tr``."""
 
 from trainers.imbal_trainer import ImbalTrainer
+from trainers.semi import (
+    ImbalTrainerSCDL,
+    ImbalTrainerSCDL_5epochs,
+    ImbalTrainerSemi,
+    ImbalTrainerSemi_5epochs,
+    ImbalTrainerSemiSCDL,
+    ImbalTrainerSemiSCDL_5epochs,
+)
 from trainers.variants import (
     ImbalTrainer_5epochs,
     ImbalTrainer_demo,
@@ -32,7 +40,13 @@ __all__ = [
     "ImbalTrainerCbDice_5epochs",
     "ImbalTrainerClDice",
     "ImbalTrainerClDice_5epochs",
+    "ImbalTrainerSCDL",
+    "ImbalTrainerSCDL_5epochs",
     "ImbalTrainerSampler",
+    "ImbalTrainerSemi",
+    "ImbalTrainerSemiSCDL",
+    "ImbalTrainerSemiSCDL_5epochs",
+    "ImbalTrainerSemi_5epochs",
     "ImbalTrainerSkeletonRecall",
     "ImbalTrainerSkeletonRecall_5epochs",
     "ImbalTrainer_5epochs",

@@ -1,6 +1,6 @@
 """Between nnU-Net's objects and ours: labels, configuration and the loss that joins both."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nnunet_imbal._version import __version__
 from nnunet_imbal.config import ImbalConfig, Sampling
+from nnunet_imbal.errors import ConfigError
 from nnunet_imbal.labels import LabelSpec
 from nnunet_imbal.losses import SegmentationLoss
 from nnunet_imbal.registry import build_loss, get_loss
@@ -26,6 +27,7 @@ __all__ = [
     "label_spec",
     "record",
     "repair_levels",
+    "require_hosts",
 ]
 
 Levels = Tensor | Sequence[Tensor]
@@ -59,6 +61,9 @@ class ImbalLoss(nn.Module):
         host: nnU-Net's loss, or None to train on the terms alone.
         terms: what is added.
         labels: how the target is encoded.
+
+    Attributes:
+        companions: function (output, target) -> further named terms, weighted already; set by trainers that have some.
     """
 
     def __init__(self, host: nn.Module | None, terms: Sequence[ActiveTerm], labels: LabelSpec) -> None:
@@ -68,6 +73,7 @@ class ImbalLoss(nn.Module):
         self.labels = labels
         self.epoch = 0
         self.values: dict[str, Tensor] = {}
+        self.companions: Callable[[Levels, Levels], Mapping[str, Tensor]] | None = None
 
     def use(self, terms: Sequence[ActiveTerm]) -> None:
         """Put other terms in the place of those there are."""
@@ -87,6 +93,8 @@ class ImbalLoss(nn.Module):
             logits = _full_resolution(output)
             labels, mask = self.labels.split_target(_full_resolution(target))
             parts += [self._note(t.name, weight * t.loss(logits, labels, mask)) for t, weight in terms]
+        if self.companions is not None:
+            parts += [self._note(name, value) for name, value in self.companions(output, target).items()]
         return parts[0] if len(parts) == 1 else torch.stack([part.float() for part in parts]).sum()
 
     def _note(self, name: str, value: Tensor) -> Tensor:
@@ -129,6 +137,25 @@ def label_spec(manager: LabelManager) -> LabelSpec:
     return LabelSpec(has_regions=manager.has_regions, ignore_label=manager.ignore_label)
 
 
+def require_hosts(config: ImbalConfig, hosts: Collection[str], trainer: str) -> None:
+    """Refuse an entry of the plans that a trainer would silently leave out.
+
+    Args:
+        config: of the plans.
+        hosts: entries the trainer knows beyond the common ones.
+        trainer: its name.
+
+    Raises:
+        ConfigError: names the entry and the trainers that know it.
+    """
+    for key, value in (("semi", config.semi), ("scdl", config.scdl)):
+        if value is not None and key not in hosts:
+            raise ConfigError(
+                f"imbal: {trainer} cannot do the entry {key!r} of the plans; "
+                "use -tr ImbalTrainerSemi, ImbalTrainerSCDL or ImbalTrainerSemiSCDL"
+            )
+
+
 def repair_levels(loss: nn.Module) -> nn.Module:
     """Undo 0/0 in upstream's weights: with a single resolution it zeroes the only weight and then normalises."""
     if isinstance(loss, DeepSupervisionWrapper) and not np.all(np.isfinite(loss.weight_factors)):
@@ -152,6 +179,10 @@ def describe(config: ImbalConfig) -> str:
         for t in config.terms
         if t.weight
     ]
+    if config.semi is not None:
+        parts.append(f"{config.semi.consistency:g} x consistency + {config.semi.pseudo_labels:g} x pseudo-labels")
+    if config.scdl is not None:
+        parts.append(f"{config.scdl.weight:g} x SCDL")
     return " + ".join(parts)
 
 

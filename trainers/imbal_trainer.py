@@ -21,6 +21,7 @@ from trainers._adapter import (
     label_spec,
     record,
     repair_levels,
+    require_hosts,
 )
 from trainers._anatomy import learn_anatomy, wanted
 from trainers._loader import Recipe, dataset_index, loaders_by
@@ -40,12 +41,14 @@ class ImbalTrainer(nnUNetTrainer):
 
     Attributes:
         imbal: default configuration, see `nnunet_imbal.config.ImbalConfig`.
+        hosts: entries of the configuration that only some trainers know.
         epochs: overrides nnU-Net's 1000 epochs.
         iterations: overrides nnU-Net's 250 training iterations an epoch.
         val_iterations: overrides nnU-Net's 50 validation iterations an epoch.
     """
 
     imbal: ClassVar[Mapping[str, Any]] = {"terms": [{"loss": "cc_dice"}], "mirroring": "auto"}
+    hosts: ClassVar[frozenset[str]] = frozenset()
     epochs: ClassVar[int | None] = None
     iterations: ClassVar[int | None] = None
     val_iterations: ClassVar[int | None] = None
@@ -69,6 +72,7 @@ class ImbalTrainer(nnUNetTrainer):
         self.num_val_iterations_per_epoch = self.val_iterations or self.num_val_iterations_per_epoch
         entry = self.configuration_manager.configuration.get("imbal", self.imbal)
         self.imbal_config = ImbalConfig.from_dict(entry)
+        require_hosts(self.imbal_config, self.hosts, type(self).__name__)
         self._learned: dict[str, Any] = dict(entry.get("learned", {}))
         self._imbal_terms()  # a wrong option must stop us here, before the dataset is unpacked
         record(self.imbal_config, self._learned, self.plans_manager.plans, configuration)
