@@ -12,6 +12,7 @@ from nnunet_imbal.errors import ConfigError
 from nnunet_imbal.labels import check_labels, plain_tensor
 from nnunet_imbal.losses import _scdl
 from nnunet_imbal.losses._distributed import sum_over_ranks
+from nnunet_imbal.registry import unknown_name
 
 __all__ = ["SCDL", "PriorInjection", "SCDLTerms"]
 
@@ -109,12 +110,7 @@ class SCDL(nn.Module):
         anchor_momentum: float = 0.99,
     ) -> None:
         super().__init__()
-        if form not in _FORMS:
-            raise ConfigError(f"form must be one of {', '.join(_FORMS)}, got {form!r}")
-        if not temperature >= 0.02:
-            raise ConfigError(f"temperature must be at least 0.02, got {temperature}")
-        if len(weights) != len(SCDLTerms._fields) or not all(0 <= weight < float("inf") for weight in weights):
-            raise ConfigError(f"weights must be four finite numbers of at least 0, got {tuple(weights)}")
+        _check_options(form, token_size, temperature, weights, anchor_momentum)
         self.num_classes, self.regions, self.form = num_classes, regions, form
         self.token_size, self.temperature, self.weights = token_size, temperature, tuple(weights)
         self.anchor_momentum = anchor_momentum
@@ -247,6 +243,8 @@ class SCDL(nn.Module):
     def _grid(self, features: Tensor) -> tuple[int, ...]:
         shape = features.shape[2:]
         sizes = [self.token_size] * len(shape) if isinstance(self.token_size, int) else self.token_size
+        if len(sizes) != len(shape):
+            raise ConfigError(f"token_size names {len(sizes)} axes, but the features have {len(shape)}")
         return tuple(max(round(n / size), 1) for n, size in zip(shape, sizes, strict=True))
 
     def _masks(self, target: Tensor, mask: Tensor) -> Iterator[Tensor]:
@@ -300,6 +298,21 @@ class PriorInjection(nn.Module):
         mode = "bilinear" if features.ndim == 4 else "trilinear"
         added = self.project(prior.movedim(1, -1)).movedim(-1, 1)
         return features + F.interpolate(added, features.shape[2:], mode=mode).to(features.dtype)
+
+
+def _check_options(
+    form: str, token_size: int | Sequence[int], temperature: float, weights: Sequence[float], anchor_momentum: float
+) -> None:
+    if form not in _FORMS:
+        raise ConfigError("SCDL: " + unknown_name("form", form, _FORMS))
+    if not all(size >= 1 for size in ([token_size] if isinstance(token_size, int) else token_size)):
+        raise ConfigError(f"token_size must be at least 1, got {token_size}")
+    if not temperature >= 0.02:
+        raise ConfigError(f"temperature must be at least 0.02, got {temperature}")
+    if len(weights) != len(SCDLTerms._fields) or not all(0 <= weight < float("inf") for weight in weights):
+        raise ConfigError(f"weights must be four finite numbers of at least 0, got {tuple(weights)}")
+    if not 0 <= anchor_momentum <= 1:
+        raise ConfigError(f"anchor_momentum must be between 0 and 1, got {anchor_momentum}")
 
 
 def _embedding_network(channels: int, embedding: int, dropout: float) -> nn.Sequential:
