@@ -16,7 +16,7 @@ from nnunet_imbal.config import ImbalConfig
 from nnunet_imbal.registry import get_loss, list_losses
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHELL = {"make", "export", "pip"}
 

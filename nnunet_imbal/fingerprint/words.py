@@ -97,7 +97,7 @@ def _class_traits(fingerprint: Fingerprint) -> Iterator[Trait]:
     )
     yield Trait(
         "Tiny, of the annotated volume",
-        which(lambda each: f"{each.volume_share:.1g}", lambda each: each.volume_share < RARE_VOLUME),
+        which(lambda each: f"{100 * each.volume_share:.1g} %", lambda each: each.volume_share < RARE_VOLUME),
         "Dice and cross-entropy hardly notice them: `--sampling` puts them into more patches.",
     )
     yield Trait(

@@ -16,21 +16,32 @@ from matplotlib.ticker import Locator, LogLocator, MaxNLocator
 
 from nnunet_imbal.report._words import volume, volume_range
 
-__all__ = ["ENOUGH_FOR_BOX", "MAX_CLASSES", "dice_figure", "recall_figure", "size_figure"]
+__all__ = [
+    "ENOUGH_FOR_BOX",
+    "INK",
+    "MAX_CLASSES",
+    "PRIMARY",
+    "class_rows",
+    "dice_figure",
+    "recall_figure",
+    "size_figure",
+    "to_svg",
+    "volume_axis",
+]
 
 MAX_CLASSES = 12
 ENOUGH_FOR_BOX = 5  # quartiles of fewer values say more than is known
 _LONGEST_NAME = 28
 
 # Stand-ins that matplotlib writes into the SVG and _to_svg swaps for what only the browser knows.
-_INK, _FOUND, _MISSED, _GRID = "#010203", "#010204", "#010205", "#010206"
-_THEME = {_INK: "currentColor", _FOUND: "var(--found)", _MISSED: "var(--missed)", _GRID: "var(--line)"}
+INK, PRIMARY, _MISSED, _GRID = "#010203", "#010204", "#010205", "#010206"
+_THEME = {INK: "currentColor", PRIMARY: "var(--found)", _MISSED: "var(--missed)", _GRID: "var(--line)"}
 _STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": _GRID,
     "axes.facecolor": "none",
     "axes.grid": True,
-    "axes.labelcolor": _INK,
+    "axes.labelcolor": INK,
     "axes.spines.left": False,
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -43,12 +54,12 @@ _STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.8,
     "savefig.facecolor": "none",
     "svg.fonttype": "none",
-    "text.color": _INK,
+    "text.color": INK,
     "text.parse_math": False,
     "xtick.color": _GRID,
-    "xtick.labelcolor": _INK,
+    "xtick.labelcolor": INK,
     "ytick.color": _GRID,
-    "ytick.labelcolor": _INK,
+    "ytick.labelcolor": INK,
     "ytick.left": False,
 }
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
@@ -70,7 +81,7 @@ def recall_figure(summary: dict[str, Any]) -> Markup:
         figure.legend(*axes.flat[0].get_legend_handles_labels(), ncols=2, frameon=False, loc="outside upper right")
         axes.flat[-1].set_xlabel("lesion volume, small to large")
 
-    return _to_svg("recall", (9.0, 2.6 * len(panels) + 0.2), draw)
+    return to_svg("recall", (9.0, 2.6 * len(panels) + 0.2), draw)
 
 
 def dice_figure(cases: Sequence[dict[str, Any]], names: Sequence[str]) -> Markup:
@@ -87,11 +98,11 @@ def dice_figure(cases: Sequence[dict[str, Any]], names: Sequence[str]) -> Markup
         boxes = [dice if len(dice) >= ENOUGH_FOR_BOX else [] for dice in values]
         axes.boxplot(boxes, orientation="horizontal", **_box_style())
         for row, dice in enumerate(values, start=1):
-            axes.scatter(dice, row + _spread(len(dice)), s=22, color=_FOUND, alpha=0.75, linewidths=0, zorder=3)
+            axes.scatter(dice, row + _spread(len(dice)), s=22, color=PRIMARY, alpha=0.75, linewidths=0, zorder=3)
         axes.set(xlim=(-0.02, 1.02), xlabel="Dice per case (1 = perfect overlap)")
-        _class_rows(axes, names)
+        class_rows(axes, names)
 
-    return _to_svg("dice", (9.0, 1.1 + 0.55 * len(names)), draw)
+    return to_svg("dice", (9.0, 1.1 + 0.55 * len(names)), draw)
 
 
 def size_figure(cases: Sequence[dict[str, Any]], names: Sequence[str]) -> Markup:
@@ -107,30 +118,23 @@ def size_figure(cases: Sequence[dict[str, Any]], names: Sequence[str]) -> Markup
         for row, name in enumerate(names, start=1):
             lesions = [lesion for case in cases for lesion in case["classes"][name]["lesions"]]
             for found, (offset, colour, marker) in {
-                True: (-0.2, _FOUND, "o"),
+                True: (-0.2, PRIMARY, "o"),
                 False: (0.2, _MISSED, "X"),
             }.items():
                 volumes = [lesion["volume_mm3"] for lesion in lesions if lesion["detected"] == found]
                 label = ("found" if found else "missed") if row == 1 else None
                 heights = row + offset + 0.5 * _spread(len(volumes))
                 axes.scatter(volumes, heights, s=30, color=colour, marker=marker, alpha=0.8, linewidths=0, label=label)
-        axes.set(xscale="log", xlabel="Lesion volume")
-        low, high = axes.get_xlim()
-        middle = np.sqrt(low * high)
-        # Between nearly equal volumes every number would round to the same.
-        axes.set_xlim(min(low, middle / 1.5), max(high, middle * 1.5))
-        axes.xaxis.set_major_locator(_volume_ticks(*axes.get_xlim()))
-        axes.xaxis.set_major_formatter(lambda value, _: volume(value))
-        axes.xaxis.set_minor_formatter(lambda *_: "")
+        volume_axis(axes, "Lesion volume")
         axes.legend(ncols=2, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
-        _class_rows(axes, names)
+        class_rows(axes, names)
 
-    return _to_svg("size", (9.0, 1.4 + 0.8 * len(names)), draw)
+    return to_svg("size", (9.0, 1.4 + 0.8 * len(names)), draw)
 
 
 def _draw_recall(axes: Axes, title: str, bins: Sequence[dict[str, Any]]) -> None:
     heights = [entry["recall"] for entry in bins]
-    axes.bar(range(len(bins)), heights, color=_FOUND, width=0.82, zorder=2, label="found")
+    axes.bar(range(len(bins)), heights, color=PRIMARY, width=0.82, zorder=2, label="found")
     axes.bar(
         range(len(bins)),
         [1 - height for height in heights],
@@ -159,19 +163,32 @@ def _volume_ticks(low: float, high: float) -> Locator:
     return LogLocator(subs=(1, 3)) if high < 1000 * low else LogLocator(numticks=6)
 
 
-def _class_rows(axes: Axes, names: Sequence[str]) -> None:
+def volume_axis(axes: Axes, label: str) -> None:
+    """Volumes along x on a log scale."""
+    axes.set(xscale="log", xlabel=label)
+    low, high = axes.get_xlim()
+    middle = np.sqrt(low * high)
+    # Between nearly equal volumes every number would round to the same.
+    axes.set_xlim(min(low, middle / 1.5), max(high, middle * 1.5))
+    axes.xaxis.set_major_locator(_volume_ticks(*axes.get_xlim()))
+    axes.xaxis.set_major_formatter(lambda value, _: volume(value))
+    axes.xaxis.set_minor_formatter(lambda *_: "")
+
+
+def class_rows(axes: Axes, names: Sequence[str]) -> None:
+    """One row per class, the first on top."""
     axes.set_yticks(range(1, len(names) + 1), [_shorten(name) for name in names])
     axes.set_ylim(len(names) + 0.5, 0.5)
     axes.grid(visible=False, axis="y")
 
 
 def _box_style() -> dict[str, Any]:
-    line = {"color": _INK, "linewidth": 1.2}
+    line = {"color": INK, "linewidth": 1.2}
     return {
         "widths": 0.5,
         "showfliers": False,
-        "boxprops": {"color": _INK, "linewidth": 0.8},
-        "whiskerprops": {"color": _INK, "linewidth": 0.8},
+        "boxprops": {"color": INK, "linewidth": 0.8},
+        "whiskerprops": {"color": INK, "linewidth": 0.8},
         "capprops": {"linewidth": 0},
         "medianprops": {**line, "linewidth": 2},
     }
@@ -187,7 +204,8 @@ def _spread(amount: int) -> Any:
     return 0.16 * np.sin(np.arange(amount) * 2.4)
 
 
-def _to_svg(prefix: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> Markup:
+def to_svg(prefix: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> Markup:
+    """Draw a figure in the theme of the page; ``prefix`` keeps its ids apart from those of other figures."""
     stream = io.StringIO()
     with mpl.rc_context({**_STYLE, "svg.hashsalt": prefix}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")

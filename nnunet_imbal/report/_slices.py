@@ -27,6 +27,7 @@ __all__ = [
     "channel_name",
     "find_images",
     "mark_codes",
+    "pictures",
     "read_evaluated",
     "runs",
 ]
@@ -87,7 +88,7 @@ def case_slices(
     letters = edge_letters(reference.direction) if names_patient_axes(reference.path) else None
     turn = radiological_turn(letters)
     truth, predicted = reference.array[turn], prediction.array[turn]
-    pictures, note = _pictures(image, reference, turn, factor)
+    grey, note = pictures(image, reference, turn, factor)
     _, row_mm, column_mm = reference.spacing
     # A label of the reference that belongs to no class is the ignore label: the evaluation accepts no other.
     known = _members(truth, [0, *(value for values in classes.values() for value in values)])
@@ -106,9 +107,9 @@ def case_slices(
         "columns": -(-columns // factor),
         "aspect": row_mm / column_mm,
         "factor": factor,
-        "images": pictures,
+        "images": grey,
         "note": note,
-        "channel": channel_name(image, reference.path) if pictures else "",
+        "channel": channel_name(image, reference.path) if grey else "",
         "letters": letters and turn_letters(letters, turn),
         "classes": packed,
     }
@@ -278,7 +279,10 @@ def _members(labels: NDArray[Any], values: Iterable[int]) -> Mask:
     return table[labels]
 
 
-def _pictures(image: Path | None, reference: Volume, turn: Turn, factor: int) -> tuple[list[str], str]:
+def pictures(
+    image: Path | None, reference: Volume, turn: Turn, factor: int, only: int | None = None
+) -> tuple[list[str], str]:
+    """Slices of an image as base64 JPEG, all or one, and a note on their grey values or why there are none."""
     if image is None:
         return [], "No image was found for this case; the marks are shown on black."
     try:
@@ -290,8 +294,10 @@ def _pictures(image: Path | None, reference: Volume, turn: Turn, factor: int) ->
             reason = reason.replace(str(path), short_path(path))
         return [], f"The image cannot be shown, the marks are shown on black: {reason}."
     low, high = _grey_window(volume.array)
-    pictures = [_jpeg(_to_grey(plane, low, high), factor) for plane in volume.array[turn]]
-    return pictures, f"Grey values: {_brief(low)} is black, {_brief(high)} is white."
+    planes = volume.array[turn] if only is None else volume.array[turn][only : only + 1]
+    return [
+        _jpeg(_to_grey(plane, low, high), factor) for plane in planes
+    ], f"Grey values: {_brief(low)} is black, {_brief(high)} is white."
 
 
 def _grey_window(array: NDArray[Any]) -> tuple[float, float]:

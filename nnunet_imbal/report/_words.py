@@ -6,7 +6,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from markupsafe import Markup
+
 __all__ = [
+    "code",
     "count",
     "false_alarm_sentence",
     "keep_together",
@@ -88,6 +91,17 @@ def keep_together(sentence: str) -> str:
         'smaller than 30\xa0mm³'
     """
     return re.sub(r"(?<=\d) (?=mm³|mL|%)", "\N{NO-BREAK SPACE}", sentence)
+
+
+def code(sentence: str) -> Markup:
+    """Set what stands between backticks as code.
+
+    Example:
+        >>> code("use `cc_dice` & rest")
+        Markup('use <code>cc_dice</code> &amp; rest')
+    """
+    parts = sentence.split("`")
+    return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts))
 
 
 def short_path(path: str | Path) -> str:

@@ -21,7 +21,7 @@ from nnunet_imbal.report._figures import ENOUGH_FOR_BOX, MAX_CLASSES, dice_figur
 from nnunet_imbal.report._slices import case_slices, find_images
 from nnunet_imbal.report._vessels import vessel_pictures
 
-__all__ = ["MAX_BYTES", "MAX_VIEWERS", "write_report"]
+__all__ = ["MAX_BYTES", "MAX_VIEWERS", "assets", "check_destination", "environment", "write_report"]
 
 MAX_VIEWERS = 40
 MAX_BYTES = 30_000_000
@@ -80,11 +80,11 @@ def write_report(
             a folder, ``out`` is a file of another kind, or the page cannot be written.
         GeometryError: a label map has changed its shape since it was evaluated.
     """
-    _check_destination(out)
+    check_destination(out)
     result = load_evaluation(evaluation)
     _check_complete(result, evaluation)
     cases = _worst_first(result["cases"])
-    page = _environment().get_template("report.html.j2")
+    page = environment().get_template("report.html.j2")
     html = page.render(
         title=title,
         result=result,
@@ -96,13 +96,13 @@ def write_report(
         findings=_findings(result),
         figures=_figures(result),
         vessels=vessel_pictures(result),
-        **_assets(),
+        **assets(),
     )
     write_atomically(out, html.encode("utf-8", "replace"))
     return out
 
 
-def _check_destination(out: Path) -> None:
+def check_destination(out: Path) -> None:
     """Replace an older report, but nothing else; and find out before the work, not after it."""
     if out.is_dir():
         raise DataError(f"{out} is a folder; expected the name of an HTML file to write.")
@@ -233,21 +233,22 @@ def _mark(place: dict[str, Any], width_mm: float, factor: int) -> dict[str, Any]
     }
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Templates, and the words they may use."""
+    templates = Environment(
         loader=PackageLoader("nnunet_imbal.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    words = (_words.keep_together, _words.number, _words.percent, _words.short_path, _words.volume)
-    environment.filters |= {word.__name__: word for word in words}
-    environment.globals["count"] = _words.count
-    return environment
+    words = (_words.code, _words.keep_together, _words.number, _words.percent, _words.short_path, _words.volume)
+    templates.filters |= {word.__name__: word for word in words}
+    templates.globals |= {"count": _words.count, "volume_range": _words.volume_range}
+    return templates
 
 
-def _assets() -> dict[str, Markup | str]:
+def assets() -> dict[str, Markup | str]:
     """Our own style and script, and the hash by which the page's security policy knows the script."""
     package = resources.files("nnunet_imbal.report")
     style, script = (package.joinpath(name).read_text("utf-8") for name in ("style.css", "viewer.js"))
