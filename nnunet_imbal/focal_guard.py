@@ -11,18 +11,19 @@ Formulas, thresholds and the guarantee of `FocalGuard.remedy` are our own deriva
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq, minimize_scalar
+from scipy.optimize import brentq, minimize_scalar, root_scalar
 
 from nnunet_imbal.errors import ConfigError
 
-__all__ = ["FocalGuard", "calibrate_focal", "focal_guard", "focal_optimum"]
+__all__ = ["FocalGuard", "calibrate_focal", "focal_guard", "focal_optimum", "safe_exponents"]
 
 Array = NDArray[np.float64]
 _SMALLEST, _LARGEST = 1e-200, 1 - 1e-13
-_BISECTIONS = 64
+_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class FocalGuard:
     """What `focal_guard` found.
 
     Attributes:
+        frequencies: ``(C,)`` true ones, which sum to 1.
         level: λ; above 1 the rarest classes are over-suppressed, at most to 1/λ of their frequency.
         optimum: ``(C,)`` frequencies that a perfectly trained network predicts.
         over_suppressed: classes predicted below their frequency because of λ > 1.
@@ -37,6 +39,7 @@ class FocalGuard:
             frequency. All equal to the γ asked for if there is nothing to repair.
     """
 
+    frequencies: Array
     level: float
     optimum: Array
     over_suppressed: tuple[int, ...]
@@ -46,6 +49,31 @@ class FocalGuard:
     def safe(self) -> bool:
         """Whether no class is over-suppressed."""
         return not self.over_suppressed
+
+    @property
+    def regimes(self) -> tuple[str, ...]:
+        """What happens to each class: ``"kept"``, ``"amplified"``, ``"suppressed"`` or ``"over-suppressed"``."""
+        ratios = np.divide(self.optimum, self.frequencies, out=np.ones_like(self.optimum), where=self.frequencies > 0)
+        return tuple(
+            "over-suppressed"
+            if i in self.over_suppressed
+            else "kept"
+            if abs(ratio - 1) < 1e-6
+            else "amplified"
+            if ratio > 1
+            else "suppressed"
+            for i, ratio in enumerate(ratios)
+        )
+
+    def __str__(self) -> str:
+        if self.safe:
+            return f"The focal loss hides no class (λ = {self.level:.3f})."
+        worst = min(self.optimum[i] / self.frequencies[i] for i in self.over_suppressed)
+        focused = [i for i, gamma in enumerate(self.remedy) if gamma]
+        return (
+            f"The focal loss would predict the classes {list(self.over_suppressed)} up to {1 - worst:.1%} too rarely "
+            f"(λ = {self.level:.3f}); safe: focus {f'the classes {focused} only' if focused else 'no class'}."
+        )
 
 
 def focal_guard(frequencies: ArrayLike, gamma: float = 2.0, *, tolerance: float = 0.02) -> FocalGuard:
@@ -69,13 +97,49 @@ def focal_guard(frequencies: ArrayLike, gamma: float = 2.0, *, tolerance: float 
     """
     truth = _distribution(frequencies)
     optimum, level = focal_optimum(truth, gamma)
-    if level <= 1 + tolerance:
-        return FocalGuard(level, optimum, (), (float(gamma),) * len(truth))
-    lower = brentq(lambda q: _phi(q, gamma) - level, _SMALLEST, _peak(gamma))
-    hidden = tuple(int(i) for i in np.flatnonzero((truth > 0) & (truth < lower)))
-    common = brentq(lambda q: _phi(q, gamma) - 1, _peak(gamma), _LARGEST)
-    remedy = tuple(float(gamma) if share >= common else 0.0 for share in truth)
-    return FocalGuard(level, optimum, hidden, remedy)
+    hidden: tuple[int, ...] = ()
+    if level > 1 + tolerance:
+        lower = brentq(lambda q: _phi(q, gamma) - level, _SMALLEST, _peak(gamma))
+        hidden = tuple(int(i) for i in np.flatnonzero((truth > 0) & (truth < lower)))
+    remedy = _remedy(truth, gamma) if hidden else (float(gamma),) * len(truth)
+    return FocalGuard(truth, level, optimum, hidden, remedy)
+
+
+def safe_exponents(frequencies: ArrayLike, gamma: float = 2.0, *, tolerance: float = 0.02) -> tuple[float, ...]:
+    """γ for each class with which the focal loss hides none, neither in the whole patch nor inside the body.
+
+    Background is most of a patch, so the whole patch is nearly always safe. Where the network is sure that it is not
+    background, only the other classes compete, and that may not be.
+
+    Args:
+        frequencies: ``(C,)`` share of the voxels of each class, background first.
+        gamma: the one asked for.
+        tolerance: see `focal_guard`.
+
+    Returns:
+        ``gamma`` for all if that is safe; else ``gamma`` for the most frequent classes and 0 for the others.
+
+    Raises:
+        ConfigError: as `focal_guard`.
+
+    Example:
+        >>> safe_exponents([0.9, 0.05, 0.05])
+        (2.0, 2.0, 2.0)
+        >>> safe_exponents([0.9, 0.03, 0.025, 0.02, 0.015, 0.00999, 0.00001])
+        (2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    """
+    truth = _distribution(frequencies)
+    inside = truth[1:]
+    safe = focal_guard(truth, gamma, tolerance=tolerance).safe
+    if safe and (not inside.any() or focal_guard(inside, gamma, tolerance=tolerance).safe):
+        return (float(gamma),) * len(truth)
+    return _remedy(truth, gamma)
+
+
+def _remedy(truth: Array, gamma: float) -> tuple[float, ...]:
+    """Focus only classes so frequent that the focal loss suppresses them; also safe without one of them."""
+    common = _crossing(gamma)
+    return tuple(float(gamma) if share >= common else 0.0 for share in truth)
 
 
 def focal_optimum(frequencies: ArrayLike, gamma: float | Sequence[float]) -> tuple[Array, float]:
@@ -103,16 +167,15 @@ def focal_optimum(frequencies: ArrayLike, gamma: float | Sequence[float]) -> tup
     if len(p) == 1:
         return truth, float(_phi(np.array(_LARGEST), g[0]).round(12))
 
-    def excess(log_level: float) -> float:
-        return float(_inverse_h(np.exp(log_level) / p, g).sum()) - 1
+    def log_total(log_level: float) -> tuple[float, float]:
+        """Logarithm of the summed q, and its slope: nearly straight, hence a few of Newton's steps."""
+        q, slopes = _inverse_h(np.exp(log_level) / p, g)
+        return float(np.log(q.sum())), float(slopes.sum() / q.sum())
 
-    high = np.log(2 + g.max())  # φ stays below 1 + γ/e
-    low = -1.0
-    while excess(low) < 0:
-        low *= 2
-    level = float(np.exp(brentq(excess, low, high, xtol=1e-14)))
+    start = np.log(2 + g.max())  # φ stays below 1 + γ/e, so the root lies below
+    level = float(np.exp(root_scalar(log_total, x0=start, fprime=True, method="newton", xtol=1e-15).root))
     optimum = np.zeros_like(truth)
-    optimum[present] = _inverse_h(level / p, g)
+    optimum[present] = _inverse_h(level / p, g)[0]
     return optimum, level
 
 
@@ -147,6 +210,7 @@ def _phi(q: Array | float, gamma: float) -> Array:
     return np.asarray(q) * _h(np.asarray(q), np.asarray(gamma))
 
 
+@lru_cache(maxsize=64)
 def _peak(gamma: float) -> float:
     """Where φ = q h is largest."""
     found = minimize_scalar(
@@ -155,14 +219,30 @@ def _peak(gamma: float) -> float:
     return float(found.x)
 
 
-def _inverse_h(values: Array, gamma: Array) -> Array:
-    """Solve h(q) = value by bisection of log q and, close to 1, of q; h falls from infinity to 0 (1 for γ = 0)."""
-    low, high = np.full(values.shape, _SMALLEST), np.full(values.shape, _LARGEST)
-    for _ in range(_BISECTIONS):
-        middle = np.where(high > 4 * low, np.sqrt(low * high), (low + high) / 2)
-        too_small = _h(middle, gamma) > values
-        low, high = np.where(too_small, middle, low), np.where(too_small, high, middle)
-    return (low + high) / 2
+@lru_cache(maxsize=64)
+def _crossing(gamma: float) -> float:
+    """The frequency above which φ is below 1."""
+    return float(brentq(lambda q: _phi(q, gamma) - 1, _peak(gamma), _LARGEST))
+
+
+def _inverse_h(values: Array, gamma: Array) -> tuple[Array, Array]:
+    """Solve h(q) = value, and give the slope of q over log value as well.
+
+    Newton's method for log h over logit q, which is nearly straight. h falls from ∞ to 0, for γ = 0 to 1 only; smaller
+    values then give q = 1.
+    """
+    lowest, highest = np.log(_SMALLEST), -np.log1p(-_LARGEST)
+    wanted, at = np.log(values), np.zeros_like(values)
+    for _ in range(_STEPS):
+        log_q, log_rest = -np.logaddexp(0, -at), -np.logaddexp(0, at)
+        q, rest = np.exp(log_q), np.exp(log_rest)
+        ratio = -q * log_q / rest
+        height = gamma * log_rest - log_q + np.log1p(gamma * ratio)
+        slope = -(rest + 2 * gamma * q + gamma * (gamma - 1) * q * ratio) / (1 + gamma * ratio)
+        before, at = at, np.minimum(np.maximum(at - (height - wanted) / slope, lowest), highest)
+        if np.abs(at - before).max() < 1e-12:
+            break
+    return np.asarray(np.exp(-np.logaddexp(0, -at))), q * rest / slope
 
 
 def _distribution(frequencies: ArrayLike) -> Array:

@@ -63,6 +63,7 @@ class SegmentationLoss(_Loss):
     uses_spacing: ClassVar[bool]
     takes_errors: ClassVar[bool] = False  # True: `compute` gets each voxel's cross-entropy in place of probabilities
     takes_logits: ClassVar[bool] = False  # True: `compute` gets logits and truth of all channels
+    counts_empty: ClassVar[bool] = False  # True: samples of nothing but background have a say as well
     stands_alone: ClassVar[bool] = True  # False: a network that minimises nothing else learns nonsense
     exact_gradient: ClassVar[bool] = True  # False: some factors are constants for the gradient unless detach=False
     mirror_symmetric: ClassVar[bool] = True  # False: of two equal voxels thinning takes the first
