@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from numba_kernels._checks import as_label_map
 from numba_kernels._jit import kernel
-from numba_kernels._runs import Runs, find_runs, paint
+from numba_kernels._runs import Runs, find_runs, list_spans, paint
 
 __all__ = ["ComponentStats", "component_stats", "largest_component", "remove_small_components"]
 
@@ -64,10 +64,11 @@ def component_stats(
     firsts = np.full(runs.total, -1, np.int64)
     boxes = np.empty((runs.total, 3, 2), np.int64)
     moments = np.zeros((runs.total, 4))
-    _measure(runs.spans, runs.numbers, shape, firsts, boxes, moments)
+    spans = list_spans(runs)
+    _measure(spans, runs.numbers, shape, firsts, boxes, moments)
     sums = np.zeros((len(lines), runs.total))
     for line, row in zip(lines, sums, strict=True):
-        _add_field(runs.spans, runs.numbers, line, row)
+        _add_field(spans, runs.numbers, line, row)
     axes = slice(3 - labels.ndim, None)
     return ComponentStats(
         labels=labels[np.unravel_index(firsts, labels.shape)] if runs.total else np.empty(0, labels.dtype),
@@ -138,14 +139,13 @@ def _as_line(field: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
 
 def _find_sizes(mask: NDArray[Any], connectivity: int | None) -> tuple[Runs, NDArray[Any]]:
     runs = find_runs(mask, connectivity, as_mask=True)
-    lengths = runs.spans[:, 1] - runs.spans[:, 0]
-    return runs, np.bincount(runs.numbers, lengths, minlength=runs.total + 1)[1:]
+    spans = list_spans(runs)
+    return runs, np.bincount(runs.numbers, spans[:, 1] - spans[:, 0], minlength=runs.total + 1)[1:]
 
 
 def _paint_kept(shape: tuple[int, ...], runs: Runs, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
     mask = np.zeros(shape, np.uint8)
-    spans = runs.spans[kept[runs.numbers - 1]]
-    paint(spans, np.ones(len(spans), np.uint8), mask.reshape(-1))
+    paint(runs.words, kept[runs.numbers - 1].astype(np.uint8), mask.reshape(-1))
     return mask.view(np.bool_)
 
 

@@ -40,5 +40,5 @@ def connected_components(labels: NDArray[Any], connectivity: int | None = None) 
     """
     runs = find_runs(labels, connectivity)
     components = np.zeros(np.shape(labels), np.int32)
-    paint(runs.spans, runs.numbers, components.reshape(-1))
+    paint(runs.words, runs.numbers, components.reshape(-1))
     return components, runs.total

@@ -169,6 +169,13 @@ def test_diagonal_contacts_of_equally_long_runs():
     np.testing.assert_array_equal(components, [[1, 1, 1, 2, 2], [2, 2, 2, 1, 1]])
 
 
+def test_eighteen_neighbours_of_which_no_third_voxel_touches_both():
+    # (1, 1, 1) touches (1, 0, 1) and both ends of the row above, which leave out the corners of (1, 0, 1).
+    components, count = connected_components(np.array([[[0, 0, 0], [1, 0, 1]], [[0, 1, 0], [0, 1, 0]]]), 18)
+    assert count == 1
+    assert components.sum() == 4
+
+
 def test_two_dimensions_equal_one_slice():
     mask = np.random.default_rng(0).random((1, 20, 30)) < 0.4
     for flat, deep in ((4, 6), (8, 26), (8, 18)):
