@@ -5,7 +5,7 @@ import pytest
 import torch
 from monai.losses import SoftclDiceLoss
 
-from nnunet_imbal.losses import ClDiceLoss, cldice_loss
+from nnunet_imbal.losses import ClCELoss, ClDiceLoss, cldice_loss
 
 ONE = {"smooth_nr": 1.0, "smooth_dr": 1.0}
 
@@ -132,6 +132,19 @@ def test_absent_class_is_skipped_and_does_not_explode():
     cldice_loss(probs, target).backward()
     assert not probs.grad[0, 1].any()
     assert probs.grad.abs().max() < 10
+
+
+@pytest.mark.parametrize("loss", [ClDiceLoss, ClCELoss])
+def test_several_classes_are_seen_as_probabilities(rng, loss):
+    """A multi-class clDice is in use that multiplies skeletons by raw logits: any number added to all changes it."""
+    logits = torch.from_numpy(rng.normal(0, 3, (2, 4, 12, 12)))
+    labels = logits.roll(1, -1).argmax(1, keepdim=True)
+    criterion = loss(softmax=True, to_onehot_y=True)
+    assert criterion(logits + 7, labels).item() == pytest.approx(criterion(logits, labels).item(), rel=1e-9)
+    if loss is ClDiceLoss:
+        target = torch.cat([labels == number for number in (1, 2, 3)], 1)
+        expected = cldice_loss(logits.softmax(1)[:, 1:], target).item()
+        assert criterion(logits, labels).item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_merged_classes_are_one_tree():

@@ -107,6 +107,24 @@ def test_neighbourhoods():
     assert (betti_numbers(lines), betti_numbers(lines, 4)) == ((1, 1, 0), (4, 0, 0))
 
 
+def test_what_projections_hide_is_seen():
+    """Betti numbers of the three maximum projections miss a piece behind others, and a cut."""
+    shell = np.ones((9, 9, 9), bool)
+    shell[1:-1, 1:-1, 1:-1] = False
+    line = shell.copy()
+    line[4, 4] = True
+    cut = line.copy()
+    cut[4, 4, 4] = False
+    for axis in range(3):
+        assert (shell.max(axis) == line.max(axis)).all()
+        assert (shell.max(axis) == cut.max(axis)).all()
+    assert betti_errors(cut, line).b1 == 1
+    assert betti_errors(shell, line).b1 == 1
+    alone = shell.copy()
+    alone[4, 4, 4] = True
+    assert betti_errors(alone, shell).b0 == 1
+
+
 def test_errors_are_differences():
     ring = np.ones((3, 3), bool)
     ring[1, 1] = False
