@@ -1,6 +1,7 @@
 """Between nnU-Net's objects and ours: labels, configuration and the loss that joins both."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,15 +75,41 @@ class ImbalLoss(nn.Module):
         self.epoch = 0
         self.values: dict[str, Tensor] = {}
         self.companions: Callable[[Levels, Levels], Mapping[str, Tensor]] | None = None
+        self._first, self._weight = 0, 1.0
 
     def use(self, terms: Sequence[ActiveTerm]) -> None:
         """Put other terms in the place of those there are."""
         self.terms = tuple(terms)
         self.losses = nn.ModuleList(term.loss for term in terms)
 
+    @contextmanager
+    def leaving_out(self, rows: int, weight: float = 1.0) -> Iterator[None]:
+        """Inside this context host loss and terms see only labelled patches.
+
+        A patch without labels gives nnU-Net's Dice of one, without gradient, and so makes those beside it count less.
+
+        Args:
+            rows: number of unlabelled patches, the first ones of the batch; if there are no others, they are not left
+                out, because all ranks must take part in what the losses sum over ranks.
+            weight: of host loss and terms.
+        """
+        self._first, self._weight = rows, weight
+        try:
+            yield
+        finally:
+            self._first, self._weight = 0, 1.0
+
     def forward(self, output: Levels, target: Levels) -> Tensor:
         """Sum of host loss and weighted terms; `values` keeps each part of the latest call for error messages."""
         self.values = {}
+        parts = self._on_labels(_without(output, self._first), _without(target, self._first))
+        if self._weight != 1:
+            parts = [self._weight * part for part in parts]
+        if self.companions is not None:
+            parts += [self._note(name, value) for name, value in self.companions(output, target).items()]
+        return parts[0] if len(parts) == 1 else torch.stack([part.float() for part in parts]).sum()
+
+    def _on_labels(self, output: Levels, target: Levels) -> list[Tensor]:
         parts = []
         if self.host is not None:
             parts.append(self._note("nnunet", self.host(output, target)))
@@ -93,9 +120,7 @@ class ImbalLoss(nn.Module):
             logits = _full_resolution(output)
             labels, mask = self.labels.split_target(_full_resolution(target))
             parts += [self._note(t.name, weight * t.loss(logits, labels, mask)) for t, weight in terms]
-        if self.companions is not None:
-            parts += [self._note(name, value) for name, value in self.companions(output, target).items()]
-        return parts[0] if len(parts) == 1 else torch.stack([part.float() for part in parts]).sum()
+        return parts
 
     def _note(self, name: str, value: Tensor) -> Tensor:
         self.values[name] = value.detach()
@@ -222,6 +247,12 @@ def _require_support(cls: type[SegmentationLoss], labels: LabelSpec) -> None:
 
 def _full_resolution(levels: Levels) -> Tensor:
     return levels if isinstance(levels, Tensor) else levels[0]
+
+
+def _without(levels: Levels, rows: int) -> Levels:
+    if isinstance(levels, Tensor):
+        return levels[rows:] if 0 < rows < len(levels) else levels
+    return [_full_resolution(_without(level, rows)) for level in levels] if rows else levels
 
 
 def _connected_zero(output: Levels) -> Tensor:

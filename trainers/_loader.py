@@ -17,7 +17,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunet_imbal.config import Sampling
 from nnunet_imbal.sampling import Draw, InstanceBalancedSampler, InstanceIndex, Region, cached_index, case_weights
 
-__all__ = ["InstanceBalancedLoader", "Recipe", "dataset_index", "loaders_by"]
+__all__ = ["InstanceBalancedLoader", "Recipe", "dataset_index", "label_file", "loaders_by"]
 
 
 @dataclass(frozen=True)
@@ -122,22 +122,15 @@ class InstanceBalancedLoader(nnUNetDataLoader):
 
 
 @contextmanager
-def loaders_by(recipe_for: Callable[[Any], Recipe | None]) -> Iterator[None]:
-    """Inside this context, nnU-Net's trainer builds our loader for each dataset that has a recipe.
+def loaders_by(build: Callable[..., nnUNetDataLoader]) -> Iterator[None]:
+    """Inside this context, nnU-Net's trainer gets its loaders from a function.
 
     nnU-Net names the class of its loaders in the middle of a long function. Changing what that name means for one
     call keeps everything else there upstream's, in this and in later releases.
 
     Args:
-        recipe_for: dataset -> its recipe, or None for nnU-Net's own loader.
+        build: takes what nnU-Net's loader takes.
     """
-
-    def build(data: nnUNetBaseDataset, *args: Any, **kwargs: Any) -> nnUNetDataLoader:
-        recipe = recipe_for(data)
-        if recipe is None:
-            return nnUNetDataLoader(data, *args, **kwargs)
-        return InstanceBalancedLoader(data, recipe, *args, **kwargs)
-
     stock = trainer_module.nnUNetDataLoader
     trainer_module.nnUNetDataLoader = build
     try:
@@ -165,7 +158,7 @@ def dataset_index(
     def load(case: str) -> Any:
         return np.asarray(data.load_case(case)[1][0])
 
-    files = {case: _label_file(data, case) for case in data.identifiers}
+    files = {case: label_file(data, case) for case in data.identifiers}
     if not dist.is_initialized():
         return find()
     index = find() if dist.get_rank() == 0 else None
@@ -178,7 +171,7 @@ def _classes(labels: LabelManager) -> list[Region]:
     return [tuple(int(x) for x in each) if isinstance(each, tuple | list) else (int(each),) for each in found]
 
 
-def _label_file(data: nnUNetBaseDataset, case: str) -> Path:
+def label_file(data: nnUNetBaseDataset, case: str) -> Path:
     """The file whose age tells whether a case was preprocessed again."""
     folder = Path(data.source_folder)
     blosc2 = folder / f"{case}_seg.b2nd"

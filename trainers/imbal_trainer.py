@@ -3,11 +3,15 @@
 import os
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_imbal.config import ImbalConfig
@@ -23,9 +27,17 @@ from trainers._adapter import (
     repair_levels,
     require_hosts,
 )
-from trainers._anatomy import learn_anatomy, wanted
+from trainers._anatomy import learn_anatomy, learn_frequencies, tell_guarded, wanted
 from trainers._loader import Recipe, dataset_index, loaders_by
 from trainers._mirroring import Mirroring, choose_mirroring, directions_of, use_label_swap
+from trainers._semi_loader import Mix, describe_mix, forced_share, mix_patches, training_loader
+from trainers._unlabelled import (
+    SPOILT_FINGERPRINT,
+    counts_unlabelled,
+    extend_splits,
+    find_unlabelled,
+    only_in_training,
+)
 
 __all__ = ["ImbalTrainer"]
 
@@ -78,7 +90,10 @@ class ImbalTrainer(nnUNetTrainer):
         record(self.imbal_config, self._learned, self.plans_manager.plans, configuration)
         self._iteration = 0
         self._forced = self.oversample_foreground_percent
+        self._forced_overall = self.oversample_foreground_percent
         self._training_set: Any = None
+        self._unlabelled: frozenset[str] | None = None
+        self._mix: Mix | None = None
         self._mirroring: Mirroring | None = None
 
     def _build_loss(self) -> ImbalLoss:
@@ -99,6 +114,7 @@ class ImbalTrainer(nnUNetTrainer):
         sampling, stock = self.imbal_config.sampling, self.oversample_foreground_percent
         if sampling is not None and sampling.forced is not None:
             self.oversample_foreground_percent = sampling.forced
+        self._forced_overall = self.oversample_foreground_percent
         super()._set_batch_size_and_oversample()  # splits the share over the ranks
         self._forced = self.oversample_foreground_percent
         if sampling is not None and sampling.forced is not None:  # validation keeps nnU-Net's share, to be comparable
@@ -125,39 +141,88 @@ class ImbalTrainer(nnUNetTrainer):
         transforms = nnUNetTrainer.get_training_transforms(*args, **kwargs)
         return transforms if self._mirroring is None else use_label_swap(transforms, self._mirroring)
 
+    def do_split(self) -> tuple[Any, Any]:
+        """nnU-Net's own split, with the cases that nobody annotated in training only.
+
+        Raises:
+            ConfigError: no labelled case would be left to train or to validate with.
+        """
+        unlabelled = self._unlabelled_cases()
+        if unlabelled and self.fold != "all":
+            splits = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
+            extend_splits(splits, self._all_cases().identifiers, unlabelled)
+        training, validation = super().do_split()
+        return only_in_training(training, validation, unlabelled) if unlabelled else (training, validation)
+
+    def _all_cases(self) -> Any:
+        folder = self.preprocessed_dataset_folder
+        return infer_dataset_class(folder)(folder)
+
+    def _unlabelled_cases(self) -> frozenset[str]:
+        if self._unlabelled is None:
+            path = Path(self.preprocessed_dataset_folder_base) / "imbal_unlabelled"
+            path = path / f"{Path(self.preprocessed_dataset_folder).name}.json"
+            self._unlabelled = find_unlabelled(self._all_cases(), self.label_manager, path)
+        return self._unlabelled
+
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
-        """nnU-Net's own datasets."""
+        """nnU-Net's own datasets; unlabelled cases are left to the loader."""
         training, validation = super().get_tr_and_val_datasets()
+        unlabelled = self._unlabelled_cases()
+        training.identifiers = [case for case in training.identifiers if case not in unlabelled]
         self._training_set = training
         return training, validation
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """nnU-Net's own loaders, with balanced forced patches in training if the configuration asks for them.
+        """nnU-Net's own loaders; in training with unlabelled and balanced patches as the configuration asks for them.
 
         Raises:
             DataError: a preprocessed label map cannot be read; names the case.
         """
         self.print_to_log_file("Sampling:", describe_sampling(self.imbal_config.sampling))
-        with loaders_by(self._recipe):
+        with loaders_by(self._build_loader):
             loaders: tuple[Any, Any] = super().get_dataloaders()
-        self._learn_anatomy()
+        self._learn_anatomy(loaders[0])
         return loaders
 
-    def _learn_anatomy(self) -> None:
+    def _learn_anatomy(self, batches: Any) -> None:
         words = wanted(self.imbal_config) - self._learned.keys()
         if words:
             mirroring = self._mirroring
             table = None if mirroring is None or mirroring.lateral_axis is None else mirroring.table
             say, spacing = self.print_to_log_file, self._spacing()
             self._learned |= learn_anatomy(words, self._training_set, self.label_manager, spacing, table, say)
+            if "frequencies" in words:
+                self._learned["frequencies"] = learn_frequencies(batches, self.label_manager, self.device, say)
             record(self.imbal_config, self._learned, self.plans_manager.plans, self.configuration_name)
         if self._learned:
             self.loss.use(self._imbal_terms())
             self.loss.to(self.device)
+            tell_guarded(self.loss.terms, self.print_to_log_file)
+
+    def _build_loader(self, data: Any, *args: Any, **kwargs: Any) -> nnUNetDataLoader:
+        if data is not self._training_set:
+            return nnUNetDataLoader(data, *args, **kwargs)
+        self._mix = self._choose_mix()
+        return training_loader(data, self._recipe(data), self._mix, *args, **kwargs)
+
+    def _choose_mix(self) -> Mix | None:
+        cases, share = self._unlabelled_cases(), self.imbal_config.unlabelled_share
+        self.print_to_log_file("Unlabelled:", describe_mix(len(cases), share, self.is_cascaded))
+        fingerprint = Path(self.preprocessed_dataset_folder_base) / "dataset_fingerprint.json"
+        if counts_unlabelled(fingerprint, len(self._all_cases().identifiers), cases):
+            self.print_to_log_file("WARNING:", SPOILT_FINGERPRINT)
+        if not cases or not share or self.is_cascaded:
+            return None
+        size, sampling = self.configuration_manager.batch_size, self.imbal_config.sampling
+        rank, ranks = (dist.get_rank(), dist.get_world_size()) if self.is_ddp else (0, 1)
+        coin = self.probabilistic_oversampling or (sampling is not None and (sampling.coin or size == 1))
+        ignore = None if self.label_manager.has_regions else self.label_manager.ignore_label
+        return mix_patches(cases, share, size, rank, ranks, forced_share(self._forced_overall, size, coin), ignore)
 
     def _recipe(self, data: Any) -> Recipe | None:
         sampling = self.imbal_config.sampling
-        if sampling is None or data is not self._training_set:
+        if sampling is None:
             return None
         folder = Path(self.preprocessed_dataset_folder_base) / "imbal_instances"
         path = folder / f"{Path(self.preprocessed_dataset_folder).name}_fold_{self.fold}.npz"
@@ -179,7 +244,8 @@ class ImbalTrainer(nnUNetTrainer):
         Raises:
             NonFiniteLossError: names epoch, iteration and the value of each term.
         """
-        result = super().train_step(batch)
+        with self._on_labelled_patches(batch):
+            result = super().train_step(batch)
         if not np.isfinite(result["loss"]):
             terms = ", ".join(f"{name} = {value.item():g}" for name, value in self.loss.values.items())
             cases = ", ".join(str(key) for key in batch.get("keys", ()))
@@ -190,6 +256,12 @@ class ImbalTrainer(nnUNetTrainer):
             )
         self._iteration += 1
         return result
+
+    def _on_labelled_patches(self, batch: dict[str, Any]) -> AbstractContextManager[None]:
+        if self._mix is None:
+            return nullcontext()
+        unlabelled = sum(key in self._mix.cases for key in batch["keys"])
+        return self.loss.leaving_out(unlabelled, self._mix.weight(unlabelled))
 
     def load_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Load as nnU-Net does, then refuse to train on with another loss.
