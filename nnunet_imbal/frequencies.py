@@ -111,9 +111,8 @@ def effective_number_weights(
     beta = 1 - 1 / max(float(np.median(numbers)), 2) if beta is None else beta
     if not 0 <= beta < 1 or (cap is not None and not cap >= 1):
         raise ConfigError(f"beta must be from 0 to below 1 and cap at least 1, got {beta!r} and {cap!r}")
-    # expm1 and log1p keep the digits of 1 - β^n, of which β close to 1 leaves few.
-    decay = np.log1p(beta - 1) if beta else -np.inf
-    weights = 1 / -np.expm1(np.maximum(numbers, 1) * decay)
+    decay = np.log(beta) if beta else -np.inf
+    weights = -1 / np.expm1(np.maximum(numbers, 1) * decay)  # expm1 keeps digits where β is close to 1
     if cap is not None:
         weights = np.minimum(weights, cap * np.median(weights))
     return np.asarray(weights * len(weights) / weights.sum())

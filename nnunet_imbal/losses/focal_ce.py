@@ -93,6 +93,7 @@ class FocalCELoss(FrequencyLoss):
 
     Attributes:
         exponents: the γ of each class in force; a number if it is the same for all.
+        guarded: whether it is another than ``gamma``.
 
     Raises:
         ConfigError: impossible frequencies, or other than channels.
@@ -123,6 +124,7 @@ class FocalCELoss(FrequencyLoss):
         exponents = given
         if guard and given.ndim == 0 and self.exclusive and self.frequencies is not None:
             exponents = torch.tensor(safe_exponents(self.frequencies.numpy(), float(given)), dtype=torch.float32)
+        self.guarded = bool((exponents != given).any())
         if exponents.unique().numel() == 1:
             self.exponents = float(exponents.flatten()[0])
         else:
