@@ -66,8 +66,8 @@ class SCDL(nn.Module):
         feature_channels: of the tapped feature map.
         num_classes: background included; the number of regions with ``regions``.
         regions: overlapping regions. They are assigned one by one, by sigmoid.
-        token_size: voxels of a token along each axis, one number or one per axis. Blocks of a patch that cannot be
-            divided differ by a voxel.
+        token_size: voxels of the feature map in a token along each axis, one number or one per axis; about so many
+            where a patch cannot be divided.
         form: ``"balanced"`` as above. ``"released"``: what the published code computes, for comparison: P2E as a mean
             over tokens, which mostly pushes rare classes; KL identically 0; spreads so wide at the start that samples
             say little about their class; anchors of the batch alone.

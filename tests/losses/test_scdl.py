@@ -397,6 +397,19 @@ def test_nothing_to_learn_from():
     assert all(p.grad is not None and p.grad.isfinite().all() for p in scdl.parameters())
 
 
+def test_nan_is_not_hidden():
+    scdl, (features, target, mask) = small(), batch()
+    features[1, 0, 0, 0, 0] = torch.nan
+    assert scdl(features, target, mask).isnan()
+
+
+def test_patches_of_any_size_and_coarser_features():
+    scdl = SCDL(3, 2, embedding=4, token_size=(8, 4, 4))
+    target = torch.randint(0, 2, (1, 1, 5, 22, 23))
+    assert scdl(torch.randn(1, 3, 5, 22, 23), target).isfinite()
+    assert scdl(torch.randn(1, 3, 5, 11, 12), target).isfinite()
+
+
 def test_small_structures_are_not_lost():
     """Area averages see a single voxel; a class of one voxel still has an anchor and its tokens a share."""
     labels = torch.zeros(1, 16, 16, 16)
@@ -446,15 +459,15 @@ def test_training_tells_rare_tokens_from_frequent_ones():
         target = torch.zeros(1, 1, 8, 8)
         target[..., 3, 3] = 1
         optimizer = torch.optim.Adam([*scdl.parameters(), offset], lr=0.01)
-        for _ in range(60):
+        for _ in range(40):
             optimizer.zero_grad()
             scdl(features + offset, target).backward()
             optimizer.step()
         cosines = _scdl.unit(scdl.embed((features + offset)[0].flatten(1).T)) @ _scdl.unit(scdl.means).T
         rare = target.flatten() == 1
         margins[form] = (cosines[rare, 1].mean() - cosines[~rare, 1].mean()).item()
-    assert margins["balanced"] > 0.5
-    assert margins["balanced"] > margins["released"]
+    assert margins["balanced"] > 1
+    assert margins["released"] < 0.1
 
 
 def test_state_resumes():
