@@ -59,9 +59,9 @@ def mean_direction(means: Tensor, spreads: Tensor, noise: Tensor) -> Tensor:
 
 
 def scores(cosines: Tensor, temperature: float, regions: bool) -> Tensor:
-    """Logits ``(T, G, A)`` of what a token chooses among: one of K classes, or yes and no for each of K regions."""
+    """Logits ``(..., G, A)`` of what a token chooses among: one of K classes, or yes and no for each of K regions."""
     logits = cosines / temperature
-    return torch.stack([logits, -logits], -1) / 2 if regions else logits.unsqueeze(1)
+    return torch.stack([logits, -logits], -1) / 2 if regions else logits.unsqueeze(-2)
 
 
 def over_classes(logits: Tensor) -> Tensor:
@@ -82,9 +82,9 @@ def over_tokens(logits: Tensor, say: Tensor, highest: float) -> Tensor:
 
 
 def chosen(assignment: Tensor, regions: bool) -> Tensor:
-    """Probabilities ``(T, K)`` of the classes, or of "yes" for the regions, from logarithms ``(T, G, A)``."""
+    """Probabilities ``(..., K)`` of the classes, or of "yes" for the regions, from logarithms ``(..., G, A)``."""
     probs = assignment.exp()
-    return probs[..., 0] if regions else probs[:, 0]
+    return probs[..., 0] if regions else probs[..., 0, :]
 
 
 def disagreement(first: Tensor, second: Tensor) -> Tensor:

@@ -129,8 +129,8 @@ class LabelProportion(nn.Module):
                 f"got {tuple(logits.shape)}"
             )
         means = _patch_means(logits, self.temperature, self.regions)
-        members = _unlabelled(logits, mask).to(means.dtype)
-        sums = sum_over_ranks(torch.cat([members @ means, members.sum().view(1)]))
+        members = _unlabelled(logits, mask).to(means.dtype).unsqueeze(1)
+        sums = sum_over_ranks(torch.cat([members * means, members], 1).sum(0))
         count = sums[-1].detach()
         bag, patches = self._remember(sums[:-1] / count.clamp(min=1), count)
         return torch.where(count > 0, self._penalise(bag, patches), 0)
