@@ -19,7 +19,8 @@ class Case:
     Attributes:
         image: Grey values, shape (X, Y, Z).
         label: Class of each voxel, uint8, shape (X, Y, Z); 0 is background.
-        instances: Which lesion, vessel segment or vertebra each voxel belongs to, uint16, shape (X, Y, Z); 0 is none.
+        instances: Which lesion, organ, vessel segment or vertebra each voxel belongs to, uint16, shape (X, Y, Z);
+            0 is none.
         affine: Voxel index to millimetres, float64, shape (4, 4).
         truth: What is known exactly about this case; goes into ``truth/CASE.json``.
     """

@@ -16,6 +16,7 @@ from nnunet_imbal._version import __version__
 from nnunet_imbal.errors import ConfigError, DataError
 from nnunet_imbal.phantoms._case import Case, Phantom
 from nnunet_imbal.phantoms.lesions import LesionPhantom
+from nnunet_imbal.phantoms.organs import OrganPhantom
 from nnunet_imbal.phantoms.spine import SpinePhantom
 from nnunet_imbal.phantoms.vessels import VesselPhantom
 from nnunet_imbal.registry import unknown_name
@@ -23,7 +24,12 @@ from nnunet_imbal.registry import unknown_name
 __all__ = ["DATASETS", "write_dataset"]
 
 DATASETS: MappingProxyType[str, Callable[[], Phantom]] = MappingProxyType(
-    {"phantom-lesions": LesionPhantom, "phantom-vessels": VesselPhantom, "spine": SpinePhantom}
+    {
+        "phantom-lesions": LesionPhantom,
+        "phantom-organs": OrganPhantom,
+        "phantom-vessels": VesselPhantom,
+        "spine": SpinePhantom,
+    }
 )
 
 
@@ -39,14 +45,15 @@ def write_dataset(
     """Write a complete nnU-Net raw dataset to try things on.
 
     The folder holds what nnU-Net reads (``dataset.json``, ``imagesTr``, ``labelsTr``, ``imagesTs``), and beside
-    it what only an evaluation may see: ``labelsTs``, the lesion, segment or vertebra numbers (``instancesTr``,
+    it what only an evaluation may see: ``labelsTs``, the lesion, organ, segment or vertebra numbers (``instancesTr``,
     ``instancesTs``) and the exact truth of each case (``truth/CASE.json``). It appears complete or not at all.
 
     Args:
-        name: ``"phantom-lesions"`` (artificial head scans with many small lesions), ``"phantom-vessels"``
-            (artificial angiographies of the circle of Willis) or ``"spine"`` (virtual patients made from one real
-            CT and one real MR scan; at most 2 test cases, the scans themselves), or a phantom with numbers of your
-            own, for example ``LesionPhantom(shape=(128, 128, 128))``.
+        name: ``"phantom-lesions"`` (artificial head scans with many small lesions), ``"phantom-organs"`` (artificial
+            abdominal scans with 27 classes), ``"phantom-vessels"`` (artificial angiographies of the circle of Willis)
+            or ``"spine"`` (virtual patients made from one real CT and one real MR scan; at most 2 test cases, the
+            scans themselves), or a phantom with numbers of your own, for example
+            ``LesionPhantom(shape=(128, 128, 128))``.
         out: The ``nnUNet_raw`` folder; made if it does not exist.
         dataset_id: nnU-Net's dataset number, 1 to 999.
         cases: Training cases, at least 1; nnU-Net's five folds need 5.
