@@ -174,7 +174,7 @@ class LCRLoss(FrequencyLoss):
 
     Note:
         Source: Wang et al. (arXiv 2603.05212), made for events in time series; published settings and defects in
-        ``docs/methods/frequency.md``. No result of the paper is claimed to carry over.
+        ``docs/methods/distribution.md``. No result of the paper is claimed to carry over.
 
     Example:
         >>> regions = torch.zeros(1, 2, 8, 8)

@@ -313,6 +313,13 @@ class TestUnifiedFocal:
         theirs = AsymmetricUnifiedFocalLoss(delta=0.6)(foreground, labels)
         assert parts[2] == pytest.approx(theirs.item(), abs=1e-5)
 
+    def test_monai_takes_logits_for_probabilities(self):
+        """Its documentation asks for logits; no sigmoid is applied to them, and nothing is said."""
+        foreground = torch.tensor([0.9, 0.2, 0.6, 0.3]).view(1, 1, 1, 4)
+        labels = torch.tensor([1, 0, 1, 0]).view(1, 1, 1, 4)
+        wrong = AsymmetricUnifiedFocalLoss(delta=0.6)(torch.logit(foreground), labels)
+        assert wrong.item() == pytest.approx(0.172901, abs=1e-5)
+
     @pytest.mark.parametrize(("delta", "gamma"), [(0.6, 0.5), (0.7, 0.2)])
     def test_two_classes_are_those_of_monai(self, delta, gamma):
         logits, labels, _ = random_case(5)
