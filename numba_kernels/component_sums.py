@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from numba_kernels._bits import trailing_zeros
 from numba_kernels._elementary import exp32, expm1_32
-from numba_kernels._jit import kernel
+from numba_kernels._jit import inlined, kernel
 from numba_kernels._vector import equal_bits
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
 
 _WORD = 64  # voxels that are compared at a time
 _STRIP = 16  # voxels that are added at a time
+_STRIPS = 4  # of them are added up before they go to memory
 _BLOCK = 2048  # voxels whose probabilities are held at a time
 
 
@@ -213,15 +214,19 @@ def _flat(array: NDArray[Any]) -> NDArray[Any]:
 
 @kernel
 def _add_runs(probs: NDArray[Any], target: NDArray[Any], cells: NDArray[np.int32], sums: NDArray[np.float64]) -> bool:
-    """Add up each run of one cell before touching its sums."""
-    lanes = np.empty((3, _STRIP))
-    start = 0
+    """Add up each run of one cell before touching its sums; those of strips wait in the lanes for the next run."""
+    lanes = np.zeros((3, _STRIP))
+    start = owner = 0
     while start < cells.size:
         cell, stop = cells[start], _end_of_run(cells, start)
         if cell < 0 or cell >= sums.shape[1]:
             return False
         rest = stop - (stop - start) % _STRIP
-        overlap, prob_mass, target_mass = _add_strips(probs, target, start, rest, lanes)
+        if rest > start and cell != owner:
+            _empty_lanes(lanes, sums[:, owner])
+            owner = cell
+        _add_strips(probs, target, start, rest, lanes)
+        overlap = prob_mass = target_mass = 0.0
         for k in range(np.uint64(rest), np.uint64(stop)):
             p, t = np.float64(probs[k]), np.float64(target[k])
             overlap += p * t
@@ -231,6 +236,7 @@ def _add_runs(probs: NDArray[Any], target: NDArray[Any], cells: NDArray[np.int32
         sums[1, cell] += prob_mass
         sums[2, cell] += target_mass
         start = stop
+    _empty_lanes(lanes, sums[:, owner])
     return True
 
 
@@ -249,25 +255,39 @@ def _end_of_run(cells: NDArray[np.int32], i: int) -> int:
 
 
 @kernel
-def _add_strips(
-    probs: NDArray[Any], target: NDArray[Any], start: int, stop: int, lanes: NDArray[np.float64]
-) -> tuple[float, float, float]:
+def _add_strips(probs: NDArray[Any], target: NDArray[Any], start: int, stop: int, lanes: NDArray[np.float64]) -> None:
     """Sum up lane by lane: one sum alone would have to wait for each addition before the next."""
-    overlap = prob_mass = target_mass = 0.0
-    if start == stop:
-        return overlap, prob_mass, target_mass
-    lanes[:] = 0
-    for i in range(start, stop, _STRIP):
-        for t in range(np.uint64(_STRIP)):
-            p, truth = np.float64(probs[np.uint64(i) + t]), np.float64(target[np.uint64(i) + t])
-            lanes[0, t] += p * truth
-            lanes[1, t] += p
-            lanes[2, t] += truth
-    for t in range(_STRIP):
-        overlap += lanes[0, t]
-        prob_mass += lanes[1, t]
-        target_mass += lanes[2, t]
-    return overlap, prob_mass, target_mass
+    rest = stop - (stop - start) % (_STRIPS * _STRIP)
+    for i in range(start, rest, _STRIPS * _STRIP):
+        _add_to_lanes(probs, target, i, _STRIPS, lanes)
+    for i in range(rest, stop, _STRIP):
+        _add_to_lanes(probs, target, i, 1, lanes)
+
+
+@inlined
+def _add_to_lanes(
+    probs: NDArray[Any], target: NDArray[Any], start: int, strips: int, lanes: NDArray[np.float64]
+) -> None:
+    """Add some strips up before touching the lanes, which lie in memory."""
+    for t in range(np.uint64(_STRIP)):
+        overlap = prob_mass = target_mass = 0.0
+        for strip in range(np.uint64(strips)):
+            k = np.uint64(start) + t + strip * np.uint64(_STRIP)
+            p, truth = np.float64(probs[k]), np.float64(target[k])
+            overlap += p * truth
+            prob_mass += p
+            target_mass += truth
+        lanes[0, t] += overlap
+        lanes[1, t] += prob_mass
+        lanes[2, t] += target_mass
+
+
+@kernel
+def _empty_lanes(lanes: NDArray[np.float64], sums: NDArray[np.float64]) -> None:
+    for row in range(3):
+        for t in range(_STRIP):
+            sums[row] += lanes[row, t]
+            lanes[row, t] = 0
 
 
 @kernel

@@ -27,8 +27,8 @@ def items(tensor: Tensor) -> NDArray[Any]:
 def for_each(work: Callable[[int], None], numbers: Iterable[int]) -> None:
     """Do independent work in threads (kernels release the GIL), or here where threads would only be in the way."""
     # numba's dial for threads, not torch's, which nnU-Net turns down to 1 on a GPU. Loader processes are daemons.
-    threads = numba.config.NUMBA_NUM_THREADS
-    if threads == 1 or multiprocessing.current_process().daemon:
+    threads, numbers = numba.config.NUMBA_NUM_THREADS, list(numbers)
+    if threads == 1 or len(numbers) == 1 or multiprocessing.current_process().daemon:
         for number in numbers:
             work(number)
     else:
