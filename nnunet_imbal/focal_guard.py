@@ -53,17 +53,10 @@ class FocalGuard:
     @property
     def regimes(self) -> tuple[str, ...]:
         """What happens to each class: ``"kept"``, ``"amplified"``, ``"suppressed"`` or ``"over-suppressed"``."""
-        ratios = np.divide(self.optimum, self.frequencies, out=np.ones_like(self.optimum), where=self.frequencies > 0)
-        return tuple(
-            "over-suppressed"
-            if i in self.over_suppressed
-            else "kept"
-            if abs(ratio - 1) < 1e-6
-            else "amplified"
-            if ratio > 1
-            else "suppressed"
-            for i, ratio in enumerate(ratios)
-        )
+        changes = self.optimum - self.frequencies
+        kept = np.isclose(self.optimum, self.frequencies, rtol=1e-6, atol=0)
+        names = np.where(kept, "kept", np.where(changes > 0, "amplified", "suppressed")).tolist()
+        return tuple("over-suppressed" if i in self.over_suppressed else name for i, name in enumerate(names))
 
     def __str__(self) -> str:
         if self.safe:

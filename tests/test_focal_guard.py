@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from nnunet_imbal.errors import ConfigError
-from nnunet_imbal.focal_guard import calibrate_focal, focal_guard, focal_optimum
+from nnunet_imbal.focal_guard import calibrate_focal, focal_guard, focal_optimum, safe_exponents
 
 SIX = (0.3, 0.25, 0.2, 0.15, 0.0999, 0.0001)
 ELEVEN = (0.0999,) * 10 + (0.001,)
@@ -73,6 +73,44 @@ def test_organs_of_the_abdomen_are_borderline_safe():
     assert guard.safe
     assert guard.level == pytest.approx(0.927, abs=1e-3)
     assert guard.remedy == (2.0,) * 13
+
+
+def test_what_it_says():
+    guard = focal_guard(SIX)
+    assert guard.regimes == ("suppressed", "suppressed", "amplified", "amplified", "amplified", "over-suppressed")
+    assert str(guard) == (
+        "The focal loss would predict the classes [5] up to 10.1% too rarely (λ = 1.114); "
+        "safe: focus the classes [0] only."
+    )
+    assert str(focal_guard(ELEVEN)).endswith("safe: focus no class.")
+    assert str(focal_guard((0.9, 0.1))) == "The focal loss hides no class (λ = 0.322)."
+    assert focal_guard((0.3, 0.7, 0.0), 0).regimes == ("kept",) * 3
+
+
+def test_nothing_is_changed_where_nobody_is_hidden():
+    """λ is above 1, but no class is rare enough to suffer."""
+    guard = focal_guard((0.3, 0.25, 0.2, 0.15, 0.1))
+    assert guard.level > 1.1
+    assert guard.safe
+    assert guard.remedy == (2.0,) * 5
+
+
+def test_safe_in_the_patch_and_in_the_body(rng):
+    assert safe_exponents((1.0, 0.0, 0.0)) == (2.0,) * 3
+    repaired = 0
+    for _ in range(150):
+        truth = np.exp(rng.uniform(-9, 0, rng.integers(5, 15)))
+        truth[0] = rng.choice([0.1, 1, 20]) * truth.sum()
+        truth /= truth.sum()
+        exponents = np.array(safe_exponents(truth, tolerance=0))
+        repaired += exponents.min() == 0
+        for part in (slice(0, None), slice(1, None)):
+            frequencies = truth[part] / truth[part].sum()
+            optimum, level = focal_optimum(frequencies, exponents[part])
+            if exponents.min() == 0:
+                assert level <= 1 + 1e-9
+            assert optimum[frequencies.argmin()] >= frequencies.min() * (1 - 1e-9)
+    assert repaired > 20
 
 
 @pytest.mark.slow

@@ -123,7 +123,7 @@ class FocalCELoss(FrequencyLoss):
             raise ValueError(f"gamma must be finite and at least 0, got {gamma!r}")
         exponents = given
         if guard and given.ndim == 0 and self.exclusive and self.frequencies is not None:
-            exponents = torch.tensor(safe_exponents(self.frequencies.numpy(), float(given)), dtype=torch.float32)
+            exponents = torch.tensor(safe_exponents(self.frequencies.cpu().numpy(), float(given)), dtype=torch.float32)
         self.guarded = bool((exponents != given).any())
         if exponents.unique().numel() == 1:
             self.exponents = float(exponents.flatten()[0])
@@ -132,6 +132,8 @@ class FocalCELoss(FrequencyLoss):
 
     def compute(self, logits: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         """See `focal_ce_loss`."""
+        if self.frequencies is not None:
+            per_channel("frequencies", self.frequencies, logits)  # of another network they would guard nothing
         return focal_ce_loss(logits, target, gamma=self.exponents, **self.words(mask))
 
     def calibrate(self, probs: Tensor) -> Tensor:

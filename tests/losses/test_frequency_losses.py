@@ -496,7 +496,7 @@ def test_impossible_frequencies(cls, frequencies, words):
         cls(frequencies=frequencies, **words)
 
 
-@pytest.mark.parametrize("cls", [LogitAdjustedCELoss, LDAMLoss, LCRLoss])
+@pytest.mark.parametrize("cls", [LogitAdjustedCELoss, LDAMLoss, FocalCELoss, LCRLoss])
 def test_frequencies_of_other_channels(cls):
     with pytest.raises(ConfigError, match="frequencies holds 2 numbers, but there are 3 channels"):
         cls(frequencies=[0.9, 0.1], **CLASSES)(torch.zeros(1, 3, 2, 2), torch.zeros(1, 1, 2, 2))
