@@ -81,6 +81,9 @@ def evaluate(
     topology: Annotated[
         bool, typer.Option("--topology", help="Also ask whether vessels are whole: clDice, Betti errors, contacts.")
     ] = False,
+    topcow: Annotated[
+        bool, typer.Option("--topcow", help="Also score the circle of Willis as the TopCoW challenge does.")
+    ] = False,
 ) -> None:
     """Measure predictions: per class, per case and per lesion."""
     from nnunet_imbal.evaluation import EvaluationSettings, evaluate_folders, print_summary
@@ -93,6 +96,7 @@ def evaluate(
         matching_threshold=match_threshold,
         lesion_rule=lesion_rule,
         topology=topology,
+        topcow=topcow,
     )
     result = evaluate_folders(
         prediction, reference, json, dataset_json=dataset_json, settings=settings, workers=workers

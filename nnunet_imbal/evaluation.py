@@ -27,6 +27,14 @@ from scipy.ndimage import find_objects
 
 from nnunet_imbal._lesion_scores import LESION_RULES, lesionwise_entry, number, panoptic_entry
 from nnunet_imbal._progress import track
+from nnunet_imbal._topcow_scores import (
+    CowClasses,
+    patient_entry,
+    patients_entry,
+    score_patient,
+    topcow_classes,
+    topcow_tables,
+)
 from nnunet_imbal._topology_scores import topology_entry, vessel_tree_entry
 from nnunet_imbal._version import __version__
 from nnunet_imbal.errors import ConfigError, DataError, ImbalError, LabelError
@@ -90,6 +98,8 @@ class EvaluationSettings:
         lesion_rule: Also score by the rule of a challenge: "brats2023-gli", "-ssa", "-ped", "-men", "-met" or
             "brats-mets2026".
         topology: Also ask whether vessels are whole: clDice, Betti errors and contacts between classes.
+        topcow: Also score the circle of Willis as the TopCoW challenge does, see `nnunet_imbal.metrics.topcow_scores`;
+            the classes must have the names of its vessels.
 
     Raises:
         ConfigError: The tolerance is negative or not finite, the threshold lies outside 0..1, or a word or number is
@@ -103,6 +113,7 @@ class EvaluationSettings:
     matching_threshold: float = 0.5
     lesion_rule: str | None = None
     topology: bool = False
+    topcow: bool = False
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.tolerance_mm) and self.tolerance_mm >= 0):
@@ -160,14 +171,15 @@ def evaluate_folders(
         class is in neither map (0 if it is in one of them), the distance also if it is in one of them, recall and
         CC-Dice without lesions, precision without predicted components, panoptic quality without either. The key
         ``lesionwise`` of a class is None without a rule, ``topology`` (also of a case: all classes merged, with their
-        contacts) unless asked for. Sizes are in mm³, distances in mm, indices and spacings in
-        the order Z, Y, X. Mean, median and (population) standard deviation run over the ``n`` cases with a value;
-        recall, precision and F1 of the summary count the lesions of all cases together.
+        contacts) and ``topcow`` (of a case and of all) unless asked for. Sizes are in mm³, distances in mm, indices
+        and spacings in the order Z, Y, X. Mean, median and (population) standard deviation run over the ``n`` cases
+        with a value; recall, precision and F1 of the summary count the lesions of all cases together.
 
     Raises:
         DataError: A folder or file is missing, empty or damaged, or ``out`` is some other file.
         GeometryError: Prediction and reference do not share one grid.
         LabelError: A file holds a label that ``dataset.json`` does not declare.
+        ConfigError: TopCoW's scores are wanted and the classes are not its vessels.
     """
     settings = settings or EvaluationSettings()
     out = _prepare_output(Path(out))
@@ -175,8 +187,11 @@ def evaluate_folders(
     declared = _find_labels(Path(prediction), Path(reference), dataset_json)
     with _executor(min(workers, len(pairs))) as executor:
         labels = declared or _observed_labels(pairs, Path(reference), executor)
-        measure = partial(_evaluate_case, labels=labels, settings=settings)
+        cow = topcow_classes(labels.classes) if settings.topcow else None
+        measure = partial(_evaluate_case, labels=labels, settings=settings, cow=cow)
         cases = list(track(_map(executor, measure, pairs), len(pairs), "Measuring"))
+    patients = [case["topcow"] for case in cases]
+    cases = [case | {"topcow": patient_entry(case["topcow"], cow.names) if cow else None} for case in cases]
     summary = {name: _summarise([case["classes"][name] for case in cases]) for name in labels.classes}
     result = {
         "schema": SCHEMA,
@@ -190,6 +205,7 @@ def evaluate_folders(
         "summary": summary,
         "mean_foreground_dice": _statistics([s["dice"]["mean"] for s in summary.values()])["mean"],
         "topology": _summarise_scores([case["topology"] for case in cases if case["topology"]]),
+        "topcow": patients_entry(patients, cow.names) if cow else None,
     }
     write_atomically(out, json.dumps(result, indent=1, allow_nan=False) + "\n")
     return result
@@ -256,6 +272,8 @@ def print_summary(result: Json, console: Console | None = None) -> None:
         table.add_row(name, *means, f"{s['detected']}/{s['lesions']}", *shares)
     console = console or Console()
     console.print(table, _lesion_table(result), *([_topology_table(result)] if result["topology"] else ()))
+    if result.get("topcow"):
+        console.print(*topcow_tables(result["topcow"]))
 
 
 def _lesion_table(result: Json) -> Table:
@@ -371,7 +389,9 @@ def _shorten(names: list[str]) -> str:
 # ------------------------------------------------------------------------------------------------------- measuring
 
 
-def _evaluate_case(pair: tuple[str, Path, Path], labels: DatasetLabels, settings: EvaluationSettings) -> Json:
+def _evaluate_case(
+    pair: tuple[str, Path, Path], labels: DatasetLabels, settings: EvaluationSettings, cow: CowClasses | None
+) -> Json:
     case, prediction, reference = pair
     ref, pred = read_label(reference), read_label(prediction)
     check_same_geometry(pred, ref)
@@ -392,6 +412,7 @@ def _evaluate_case(pair: tuple[str, Path, Path], labels: DatasetLabels, settings
         "spacing_mm": list(ref.spacing),
         "classes": classes,
         "topology": vessel_tree_entry(*_in_the_plane(pred.array, ref.array, ref)[:2]) if settings.topology else None,
+        "topcow": score_patient(pred.array, ref.array, ref, cow.values) if cow else None,
     }
 
 

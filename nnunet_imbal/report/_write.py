@@ -119,6 +119,8 @@ def _check_complete(result: dict[str, Any], path: Path) -> None:
     if not missing:
         missing += _lacking(result["settings"], _NEEDED_OF_SETTINGS, "settings: ")
         missing += _lacking(result["summary"], result["classes"], "summary of ")
+        if result.get("topcow"):
+            missing += _lacking(result["topcow"], ("ranking", "vessels", "merged", "detection_f1"), "topcow: ")
         needed = (*_NEEDED_OF_SUMMARY, "topology") if result.get("topology") else _NEEDED_OF_SUMMARY
         for name, entry in result["summary"].items():
             missing += _lacking(entry, needed, f"summary of {name}: ")

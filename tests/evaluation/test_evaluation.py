@@ -84,6 +84,7 @@ def test_file_holds_what_is_returned(folders):
         "matching_threshold": 0.5,
         "lesion_rule": None,
         "topology": False,
+        "topcow": False,
     }
     assert result["prediction_folder"] == str(predicted.resolve())
     assert [case["case"] for case in result["cases"]] == ["a", "b"]
