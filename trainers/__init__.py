@@ -23,6 +23,8 @@ from trainers.variants import (
     ImbalTrainerClDice,
     ImbalTrainerClDice_5epochs,
     ImbalTrainerSampler,
+    ImbalTrainerSCNP,
+    ImbalTrainerSCNP_5epochs,
     ImbalTrainerSkeletonRecall,
     ImbalTrainerSkeletonRecall_5epochs,
 )
@@ -42,6 +44,8 @@ __all__ = [
     "ImbalTrainerClDice_5epochs",
     "ImbalTrainerSCDL",
     "ImbalTrainerSCDL_5epochs",
+    "ImbalTrainerSCNP",
+    "ImbalTrainerSCNP_5epochs",
     "ImbalTrainerSampler",
     "ImbalTrainerSemi",
     "ImbalTrainerSemiSCDL",

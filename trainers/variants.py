@@ -13,6 +13,8 @@ __all__ = [
     "ImbalTrainerCbDice_5epochs",
     "ImbalTrainerClDice",
     "ImbalTrainerClDice_5epochs",
+    "ImbalTrainerSCNP",
+    "ImbalTrainerSCNP_5epochs",
     "ImbalTrainerSampler",
     "ImbalTrainerSkeletonRecall",
     "ImbalTrainerSkeletonRecall_5epochs",
@@ -74,6 +76,12 @@ class ImbalTrainerSkeletonRecall(ImbalTrainer):
     imbal = {"terms": [{"loss": "skeleton_recall"}], "mirroring": "auto"}  # noqa: RUF012
 
 
+class ImbalTrainerSCNP(ImbalTrainer):
+    """Dice + CE, and the same on penalised logits: one weak voxel spoils all of its class around it."""
+
+    imbal = {"terms": [{"loss": "scnp"}], "mirroring": "auto"}  # noqa: RUF012
+
+
 class ImbalTrainerAGTAL(ImbalTrainer):
     """Dice + CE + AG-TAL-R with its schedule: radius-aware Dice at once, the terms on topology from epoch 31.
 
@@ -104,6 +112,12 @@ class ImbalTrainerCbDice_5epochs(ImbalTrainerCbDice):
 
 class ImbalTrainerSkeletonRecall_5epochs(ImbalTrainerSkeletonRecall):
     """`ImbalTrainerSkeletonRecall` for five epochs, to see whether everything runs."""
+
+    epochs = 5
+
+
+class ImbalTrainerSCNP_5epochs(ImbalTrainerSCNP):
+    """`ImbalTrainerSCNP` for five epochs, to see whether everything runs."""
 
     epochs = 5
 

@@ -11,7 +11,13 @@ from nnunet_imbal.config import ImbalConfig
 from nnunet_imbal.labels import LabelSpec
 from trainers._adapter import ImbalLoss, build_terms
 
-NAMES = ("ImbalTrainerAGTAL", "ImbalTrainerCbDice", "ImbalTrainerClDice", "ImbalTrainerSkeletonRecall")
+NAMES = (
+    "ImbalTrainerAGTAL",
+    "ImbalTrainerCbDice",
+    "ImbalTrainerClDice",
+    "ImbalTrainerSCNP",
+    "ImbalTrainerSkeletonRecall",
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -54,6 +60,13 @@ def test_every_resolution_is_trained(name):
         for share, head, target in zip(shares, heads, targets, strict=True)
     ]
     assert value.item() == pytest.approx((sum(levels) + terms).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_has_a_short_variant(name):
+    short = getattr(trainers, f"{name}_5epochs")
+    assert issubclass(short, getattr(trainers, name))
+    assert short.epochs == 5
 
 
 def test_topology_of_agtal_waits_for_epoch_31():
