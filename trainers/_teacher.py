@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
@@ -121,12 +122,16 @@ def exchanged_weights(network: nn.Module, teacher: MeanTeacher) -> Iterator[None
 
 @torch.no_grad()
 def _exchange(first: nn.Module, second: nn.Module) -> None:
-    # In place, because an optimiser and a compiled graph hold on to these very tensors.
-    others = second.state_dict()
-    for name, tensor in first.state_dict().items():
-        kept = tensor.clone()
-        tensor.copy_(others[name])
-        others[name].copy_(kept)
+    # Not by state_dict: it names the encoder of nnU-Net's networks twice. In place, because an optimiser and a compiled
+    # graph hold on to these very tensors.
+    for one, other in zip(_tensors(first), _tensors(second), strict=True):
+        kept = one.clone()
+        one.copy_(other)
+        other.copy_(kept)
+
+
+def _tensors(network: nn.Module) -> Iterator[Tensor]:
+    return chain(network.parameters(), network.buffers())
 
 
 def write_own_state(

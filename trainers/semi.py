@@ -55,9 +55,9 @@ class _HostTrainer(ImbalTrainer):
         """Build everything as nnU-Net does, then the teacher as a copy of the network."""
         super().initialize()
         if (semi := self.imbal_config.semi) is not None:
-            channels, images = self.label_manager.num_segmentation_heads, len(self.dataset_json["channel_names"])
-            labels = label_spec(self.label_manager)
-            self._teacher = Teacher(self.network, semi, labels, channels, images, self._do_i_compile())
+            names = self.dataset_json.get("channel_names") or self.dataset_json["modality"]
+            labels, channels = label_spec(self.label_manager), self.label_manager.num_segmentation_heads
+            self._teacher = Teacher(self.network, semi, labels, channels, len(names), self._do_i_compile())
         if self._scdl is not None:
             self._scdl.watch()
         self.loss.companions = self._companions
@@ -66,8 +66,7 @@ class _HostTrainer(ImbalTrainer):
         """nnU-Net's own, with the parameters of SCDL beside those of the network."""
         optimizer, schedule = super().configure_optimizers()
         if (scdl := self.imbal_config.scdl) is not None:
-            channels = self.label_manager.num_segmentation_heads
-            labels = label_spec(self.label_manager)
+            labels, channels = label_spec(self.label_manager), self.label_manager.num_segmentation_heads
             self._scdl = ClassDistributions(self.network, scdl, labels, channels, self.is_ddp)
             for group in self._scdl.module.parameter_groups():
                 optimizer.add_param_group(group)

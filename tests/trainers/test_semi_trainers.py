@@ -40,8 +40,9 @@ REGIONS = LabelSpec(has_regions=True, ignore_label=3)
 
 
 class Decoder(nn.Module):
-    def __init__(self):
+    def __init__(self, encoder):
         super().__init__()
+        self.encoder = encoder  # nnU-Net's decoders hold it too, so that its weights have two names
         self.coarse, self.fine = nn.Conv3d(2, 4, 2, stride=2), nn.Conv3d(2, 4, 3, padding=1)
         self.seg_layers = nn.ModuleList([nn.Conv3d(4, 3, 1), nn.Conv3d(4, 3, 1)])
 
@@ -54,10 +55,11 @@ class TinyNetwork(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.decoder = Decoder()
+        self.encoder = nn.Conv3d(2, 2, 1)
+        self.decoder = Decoder(self.encoder)
 
     def forward(self, image):
-        return self.decoder(image)
+        return self.decoder(self.encoder(image))
 
 
 @pytest.fixture
@@ -213,8 +215,9 @@ def _distributed_step(rank, folder):
     parameters = [*network.parameters(), *distributions.module.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=0.1)
     for step in range(4):
-        free = () if rank == 0 else (0, 1, 2)  # one rank never sees an unlabelled voxel
-        images, target = batch_of(free=free, seed=10 * step + rank)
+        images, target = batch_of(free=(), seed=10 * step + rank)
+        if rank == 1:
+            target = [torch.full_like(level, 3) for level in target]
         output = network(teacher.look(images, target))
         loss = teacher.judge(output) + distributions.loss(target, 0.5) + sum(level.mean() for level in output)
         optimizer.zero_grad()
@@ -226,30 +229,35 @@ def _distributed_step(rank, folder):
     others = [torch.empty_like(states) for _ in range(2)]
     dist.all_gather(others, states)
     assert torch.equal(*others)
-    assert teacher.loss.gate.seen.any()  # also on the rank that saw none itself
+    assert teacher.loss.gate.seen.any()  # also on the rank that saw no unlabelled voxel itself
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
 @pytest.mark.ddp
 @pytest.mark.timeout(300)
-def test_one_rank_without_unlabelled_voxels(tmp_path):
+def test_one_rank_with_labels_only_and_one_without_any(tmp_path):
     mp.spawn(_distributed_step, args=(str(tmp_path),), nprocs=2, join=True)
 
 
 @pytest.fixture
 def make(workspaces, tmp_path, monkeypatch):
-    """Function (cls, mode, semi) -> trainer on voxels labelled in part, whose results go to a folder of this test."""
+    """Function (cls, semi, ignore, results) -> trainer of a small network on voxels labelled in part."""
 
-    def build(cls, mode="ignore", semi=None):
-        workspace = workspaces(mode)
-        for key, value in {**workspace.environment, "nnUNet_results": str(tmp_path)}.items():
+    def build(cls, semi=None, ignore=True, results="results"):
+        workspace = workspaces("ignore")
+        for key, value in {**workspace.environment, "nnUNet_results": str(tmp_path / results)}.items():
             monkeypatch.setenv(key, value)
         plans = json.loads((workspace.preprocessed / "nnUNetPlans.json").read_text())
         plans["continue_training"] = False
+        configuration = plans["configurations"]["3d_fullres"]
+        configuration["patch_size"] = [16, 16, 16]
+        configuration["architecture"]["arch_kwargs"]["features_per_stage"] = [4, 8, 8, 8]
         if semi is not None:
-            plans["configurations"]["3d_fullres"]["imbal"] = {**cls.imbal, "semi": semi}
+            configuration["imbal"] = {**cls.imbal, "semi": semi}
         dataset = json.loads((workspace.preprocessed / "dataset.json").read_text())
+        if not ignore:
+            del dataset["labels"]["ignore"]
         return cls(plans, "3d_fullres", 0, dataset, torch.device("cpu"))
 
     return build
@@ -269,7 +277,7 @@ def _end_then_die(trainer):
 class TestTrainer:
     def test_data_without_an_ignore_label_are_refused(self, make):
         with pytest.raises(ConfigError, match=r"declares no ignore label.*add-unlabelled"):
-            make(ImbalTrainerSemiSmoke, "labels")
+            make(ImbalTrainerSemiSmoke, ignore=False)
 
     def test_both_terms_act_in_training_and_not_in_validation(self, make):
         trainer = make(ImbalTrainerSemiSCDLSmoke)
@@ -287,23 +295,21 @@ class TestTrainer:
         assert set(trainer.loss.values) == {"nnunet"}
         assert trainer._scdl._tap.features is None
 
-    def test_resume_equals_an_uninterrupted_run(self, make, tmp_path, monkeypatch):
+    def test_resume_equals_an_uninterrupted_run(self, make, monkeypatch):
+        torch.manual_seed(0)
         whole = make(ImbalTrainerSemiSCDLSeeded)
-        torch.manual_seed(0)
         whole.run_training()
-        losses = whole.logger.get_value("train_losses", step=None)
-
         torch.manual_seed(0)
-        monkeypatch.setattr(ImbalTrainerSemiSCDLSeeded, "__name__", "Killed")  # a results folder of its own
-        killed = make(ImbalTrainerSemiSCDLSeeded)
+        killed = make(ImbalTrainerSemiSCDLSeeded, results="interrupted")
         monkeypatch.setattr(killed, "on_epoch_end", lambda: _end_then_die(killed))
         with pytest.raises(KeyboardInterrupt):
             killed.run_training()
-        resumed = make(ImbalTrainerSemiSCDLSeeded)
+        resumed = make(ImbalTrainerSemiSCDLSeeded, results="interrupted")
         maybe_load_checkpoint(resumed, True, False)
         assert resumed.current_epoch == 1
         resumed.run_training()
-        np.testing.assert_array_equal(resumed.logger.get_value("train_losses", step=None), losses)
+        losses = [trainer.logger.get_value("train_losses", step=None) for trainer in (resumed, whole)]
+        np.testing.assert_array_equal(*losses)
         assert _equal(resumed.network.state_dict(), whole.network.state_dict())
         assert _equal(resumed._teacher.average.state_dict(), whole._teacher.average.state_dict())
         assert _equal(resumed._teacher.loss.state_dict(), whole._teacher.loss.state_dict())

@@ -21,3 +21,4 @@ class ImbalTrainerSemiSCDLSeeded(ImbalTrainerSeeded, ImbalTrainerSemiSCDL):
     """Draws the same patches and the same noise in the same epoch."""
 
     imbal = ImbalTrainerSemiSCDL.imbal
+    epochs = 2
