@@ -119,7 +119,7 @@ def report(
 
 @app.command()
 def dataset(
-    name: Annotated[str, typer.Argument(help="phantom-lesions, phantom-vessels or spine.")],
+    name: Annotated[str, typer.Argument(help="phantom-lesions, phantom-organs, phantom-vessels or spine.")],
     out: Annotated[Path, typer.Argument(help="nnUNet_raw folder; DatasetXXX_Name is made inside it.")],
     dataset_id: Annotated[int, typer.Option("--id", min=1, max=999, help="nnU-Net dataset number.")] = 900,
     cases: Annotated[int, typer.Option(min=1, help="Training cases.")] = 16,

@@ -43,12 +43,12 @@ Grid = tuple[NDArray[np.float64], ...]
 class OrganPhantom:
     """Abdominal CT with many organs that touch each other: a few fill nearly all the volume, most fill hardly any.
 
-    Median volumes are those of 25 structures in one real CT (TotalSegmentator's test case, 3 mm), from 1,619 ml of
-    colon to 1.8 ml of the twelfth rib: 900 to 1, and the liver's and the adrenals' 250 to 1. Several of them leave that
-    scan's field of view, so they are the sizes of a realistic task and no norms. Around the medians volumes are
-    log-normal with a standard deviation of 0.2 (0.4 for hollow organs). Kidneys, adrenals, iliac arteries and ribs 10
-    to 12 come in left and right. A liver tumour and a kidney cyst are classes that most cases lack; gallbladder and
-    prostate are missing in some. Adrenals are thin plates, ribs thin arcs, pancreas and duodenum bent tubes.
+    Median volumes are those of 25 structures in one real CT (TotalSegmentator's test case, 3 mm): 1,619 ml of colon,
+    1,126 of liver, 19 of pancreas, 5 of an adrenal, 2 of the twelfth rib. Several of them leave that scan's field of
+    view, so they are the sizes of a realistic task and no norms. Around the medians volumes are log-normal with a
+    standard deviation of 0.2 (0.4 for hollow organs). Kidneys, adrenals, iliac arteries and ribs 10 to 12 come in left
+    and right. A liver tumour and a kidney cyst are classes that most cases lack; gallbladder and prostate are missing
+    in some. Adrenals are thin plates, ribs thin arcs, pancreas and duodenum bent tubes.
 
     An organ takes the sub-voxels that lie deepest in its shape and still belong to nobody, until it has its volume. So
     volumes are exact, nothing overlaps, and neighbours touch. Means of the grey values are those of a second real scan
