@@ -12,6 +12,7 @@ __all__ = ["bootstrap_interval", "dice_scores", "page", "rarest_third", "summary
 _DRAWS = 10_000
 _GROUPS = ("all classes", "tail", "others")
 _REFERENCES = ("supervised", "mean teacher")
+_UNLEARNED = 0.1  # Dice below which arms fail alike
 
 Scores = NDArray[np.float64]
 
@@ -66,7 +67,8 @@ def summary(result: Mapping[str, Any]) -> dict[str, Any]:
 def page(result: Mapping[str, Any]) -> str:
     """Return the Markdown page."""
     found = summary(result)
-    parts = [_heading(result, found), _group_table(found), _difference_table(found), _class_table(result, found)]
+    tables = [_group_table(found), _difference_table(found), _class_table(result, found)]
+    parts = [_heading(result, found), _reading(found), *tables]
     return "\n".join("\n".join([*part, ""]) for part in parts)
 
 
@@ -114,6 +116,24 @@ def _heading(result: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
         "and of many such intervals some miss 0 by chance",
         *machine_lines(result["machine"]),
     ]
+
+
+def _reading(found: Mapping[str, Any]) -> list[str]:
+    """What the numbers say, in sentences that follow from them."""
+    lines = [
+        f"- {arm} against {other}, {group}: {'better' if difference['low'] > 0 else 'worse'}, {_cell(difference)}"
+        for arm, own in found["arms"].items()
+        for other, differences in own["against"].items()
+        for group, difference in differences.items()
+        if difference["low"] > 0 or difference["high"] < 0
+    ]
+    best = max(own["dice"]["tail"] for own in found["arms"].values())
+    if best < _UNLEARNED:
+        lines.append(
+            f"- **No arm learned the tail in this budget (mean Dice at most {best:.3f}), so differences there mean "
+            "nothing in practice, whatever their interval.**"
+        )
+    return ["## Which intervals miss 0", "", *(lines or ["- None."])]
 
 
 def _group_table(found: Mapping[str, Any]) -> list[str]:

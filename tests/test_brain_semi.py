@@ -162,6 +162,44 @@ def test_tail_is_the_rarest_third(load):
     assert page.rarest_third({"a": 9, "b": 1, "c": 5, "d": 2, "e": 7, "f": 8}) == ["b", "d"]
 
 
+def study_result(effect):
+    """Two arms, three seeds, four brains, three classes; the second arm is better by ``effect``."""
+    runs = [
+        {"seed": seed, "arm": arm, "dice": {
+            str(case): {"large": 0.8, "small": 0.4 + 0.01 * seed + (arm != "supervised") * effect, "tiny": 0.02}
+            for case in range(11, 15)}}
+        for arm in ("supervised", "mean teacher") for seed in range(3)
+    ]  # fmt: skip
+    settings = {"seeds": [0, 1, 2], "arms": ["supervised", "mean teacher"], "labelled": 3, "warm_up": 1}
+    settings |= {"iterations": 1, "patch": 32, "network": "net", "optimiser": "it"}
+    machine = {"device": "cpu", "versions": {"torch": "2"}}
+    voxels = {"large": 900.0, "small": 90.0, "tiny": 9.0}
+    return {"settings": settings, "machine": machine, "voxels": voxels, "runs": runs}
+
+
+@pytest.mark.parametrize("effect", [0.1, 0.0, -0.1])
+def test_page_says_what_the_numbers_say(load, effect):
+    module = load("_brain_page")
+    result = study_result(effect)
+    found = module.summary(result)
+    assert found["tail"] == ["tiny"]
+    against = found["arms"]["mean teacher"]["against"]
+    assert list(against) == ["supervised"]
+    assert against["supervised"]["others"]["mean"] == pytest.approx(effect / 2)
+    assert found["arms"]["supervised"]["per_class"]["small"] == pytest.approx(0.41)
+    text = module.page(result)
+    assert ("mean teacher against supervised, others: better" in text) == (effect > 0)
+    assert ("mean teacher against supervised, others: worse" in text) == (effect < 0)
+    assert "No arm learned the tail in this budget (mean Dice at most 0.020)" in text
+
+
+def test_page_leaves_out_arms_that_are_not_done(load):
+    module = load("_brain_page")
+    result = study_result(0.1)
+    result["runs"].pop()
+    assert list(module.summary(result)["arms"]) == ["supervised"]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # MONAI's and torch's own
 def test_a_study_goes_on_where_it_stopped(load, data, tmp_path):
