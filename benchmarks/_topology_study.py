@@ -86,15 +86,14 @@ def write_plans(stock: Path, arm: str, imbal: Mapping[str, Any] | None) -> str:
     return str(plans["plans_name"])
 
 
-def warm_up(workspace: Workspace, setting: Mapping[str, Any], seed: int, device: str) -> Path:
-    """Train stock nnU-Net; return the checkpoint from which every arm goes on."""
-    name = f"warm-up {seed}"
-    plans = write_plans(workspace.plans, name, None)
+def warm_up(workspace: Workspace, setting: Mapping[str, Any], device: str) -> Path:
+    """Train stock nnU-Net once; return the checkpoint from which every arm goes on with every seed."""
+    plans = write_plans(workspace.plans, "warm-up", None)
     folder = workspace.folder / "results" / workspace.dataset / f"StockShort__{plans}__{CONFIGURATION}" / "fold_all"
     checkpoint = folder / "checkpoint_final.pth"
     if not checkpoint.is_file():
-        budget = Budget(*setting["warm_up"], seed, setting["warm_up_rate"], setting["forced_patches"])
-        print(train(workspace, "StockShort", budget, device, plans=plans, log=f"logs/{name}.txt"), flush=True)
+        budget = Budget(*setting["warm_up"], 0, setting["warm_up_rate"], setting["forced_patches"])
+        train(workspace, "StockShort", budget, device, plans=plans, log="logs/warm-up.txt")
     return checkpoint
 
 
@@ -134,8 +133,8 @@ def run_study(study: Study, arguments: argparse.Namespace) -> dict[str, Any]:
         raise SystemExit(f"{stored} was made with {result['setting']}, asked is {setting}: use another folder")
     workspace = study.prepare(arguments.out / "nnunet")
     done = {(run["arm"], run["seed"]) for run in result["runs"]}
+    weights = warm_up(workspace, setting, arguments.device)
     for seed in arguments.seeds:
-        weights = warm_up(workspace, setting, seed, arguments.device)
         budget = Budget(*setting["steps"], seed, setting["rate"], setting["forced_patches"], weights)
         for arm in ARMS:
             if (arm, seed) not in done:
@@ -179,8 +178,9 @@ def markdown(study: Study, result: Mapping[str, Any]) -> str:
         "",
         *(f"- {note}" for note in study.notes),
         f"- stock nnU-Net learns for {_steps(setting['warm_up'])} steps (AdamW, learning rate "
-        f"{setting['warm_up_rate']} falling to 0), once per seed; from there every arm takes "
-        f"{_steps(setting['steps'])} steps (learning rate {setting['rate']} falling to 0)",
+        f"{setting['warm_up_rate']} falling to 0), once; from there every arm takes "
+        f"{_steps(setting['steps'])} steps (learning rate {setting['rate']} falling to 0). A seed chooses the patches "
+        "of these steps only, so seeds differ less than whole trainings would",
         f"- batch {setting['batch']}, patch "
         f"{' x '.join(map(str, setting['patch']))}, features {'-'.join(map(str, setting['features']))}, share of "
         f"forced foreground patches {setting['forced_patches']}, fold `all`, last checkpoint, no test-time mirroring",

@@ -2,7 +2,6 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import find_objects
 
 from nnunet_imbal.phantoms import VesselPhantom
 
@@ -35,9 +34,10 @@ def with_classes(labels: Labels, classes: int) -> Labels:
 
 def _cut_largest(labels: Labels) -> None:
     """Make the upper half of the largest class, along its longest axis, a new class."""
-    largest = int(np.bincount(labels.ravel())[1:].argmax()) + 1
-    box = find_objects(labels)[largest - 1]
+    largest = int(np.bincount(labels.ravel(), minlength=2)[1:].argmax()) + 1
     places = np.argwhere(labels == largest)
-    axis = int(np.argmax([side.stop - side.start for side in box]))
-    upper = places[places[:, axis] > np.median(places[:, axis])]
+    if len(places) < 2:
+        raise ValueError(f"the patch of {labels.shape} voxels holds too few vessels to cut them; use a larger one")
+    axis = int(np.ptp(places, axis=0).argmax())
+    upper = places[np.argsort(places[:, axis], kind="stable")][len(places) // 2 :]
     labels[tuple(upper.T)] = labels.max() + 1

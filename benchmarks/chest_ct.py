@@ -128,7 +128,7 @@ def make_study(archive: Path) -> Study:
         prepare=partial(prepare, archive=archive),
         rare=RARE,
         test_cases=1,
-        setting={"cases": CASES},
+        setting={"cases": CASES, "warm_up": [6, 100]},
         notes=(
             f"{CASES} virtual patients of 3 mm for training, all made from the scan that is the test case (1.5 mm, as "
             "it is): whether thin vessels are found, **not** generalisation",
@@ -139,7 +139,7 @@ def make_study(archive: Path) -> Study:
 
 def parse_arguments(words: Sequence[str] | None = None) -> Any:
     """The command line."""
-    parser = make_parser(__doc__, epochs=5, iterations=60)
+    parser = make_parser(__doc__, epochs=4, iterations=50)
     parser.add_argument("--data", type=Path, required=True, help="folder of the unpacked source archive")
     return parser.parse_args(words)
 

@@ -252,6 +252,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder open_ms_data, for --labels patients")
     parser.add_argument("--labels", nargs="+", default=["lesions", "vessels", "vessels20"], choices=TRAINERS)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the result")
+    parser.add_argument("--name", default="iteration_time", help="of the two files with the result")
     parser.add_argument("--patch", type=int, nargs="+", default=[64], help="edge in voxels; several are allowed")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--iterations", type=int, default=15)
@@ -265,12 +266,12 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure, then write ``iteration_time.md`` and ``.json``."""
+    """Measure, then write a page and its numbers."""
     arguments = parse_arguments()
     result = run_benchmark(arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "iteration_time.json").write_text(json.dumps(result, indent=1) + "\n")
-    (arguments.out / "iteration_time.md").write_text(markdown(result))
+    (arguments.out / f"{arguments.name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    (arguments.out / f"{arguments.name}.md").write_text(markdown(result))
 
 
 if __name__ == "__main__":

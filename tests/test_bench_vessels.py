@@ -54,6 +54,11 @@ def test_classes_share_names_or_are_cut_in_halves(load):
     assert with_classes(line, 4).ravel().tolist() == [0] * 4 + [1, 1, 4, 4] + [2] * 4 + [3] * 4
 
 
+def test_too_few_voxels_for_so_many_classes(load):
+    with pytest.raises(ValueError, match="use a larger one"):
+        load("_vessel_classes").with_classes(np.eye(2, dtype=np.uint8), 3)
+
+
 def test_vessels_of_three_classes(load):
     script = load("vessel_training")
     stock, case = script.VesselPhantom(), script.GroupedVessels().test_case(0, 1)
@@ -87,11 +92,11 @@ def run():
 
 def test_page_of_a_study(load, run):
     study, vessels = load("_topology_study"), load("vessel_training").STUDY
-    result = {"machine": load("_machine").describe_machine(), "setting": {**study.SETTING, "steps": [5, 60]}}
+    result = {"machine": load("_machine").describe_machine(), "setting": {**study.SETTING, "steps": [4, 50]}}
     runs = [run, {**run, "seed": 1, "cldice_merged": 0.75}]
     page = study.markdown(vessels, {**result, "runs": runs})
     assert "| clDice | 2 | 0.375 [0.375, 0.375] | 0.250 [0.250, 0.250] | - | 0.375 [0.375, 0.375] | 0.625" in page
-    assert "from there every arm takes 300 steps" in page
+    assert "from there every arm takes 200 steps" in page
     assert "same patches: yes" in page
     other = {**run, "arm": "AG-TAL-R", "patches_checksum": "b"}
     assert "same patches: NO" in study.markdown(vessels, {**result, "runs": [run, other]})
@@ -150,10 +155,10 @@ def test_memory_of_a_chain_of_poolings(load):
 @pytest.mark.slow
 def test_losses_of_vessels_are_measured_and_peers_scaled_up(load, monkeypatch):
     script = load("bench_vessel_losses")
-    monkeypatch.setattr(script, "SCALED", (16, 16, 16))
+    monkeypatch.setattr(script, "SMALL", (32, 32, 32))
     monkeypatch.setattr(script, "FITS_GB", 0)
     torch.set_num_threads(1)
-    row = script.measure((32, 32, 32), 3, 1)
+    row = script.measure((40, 40, 40), 3, 1)
     assert set(row["seconds"]) == set(row["bytes"]) == {script.common.UNIT, *script.OURS, *script.PEERS}
     assert row["scaled"] == list(script.PEERS)
     assert row["bytes"]["MONAI SoftclDice"] > row["bytes"]["cldice"]
