@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from nnunet_imbal.check import inspect_dataset, is_unlabelled
 from nnunet_imbal.cli import app
 from nnunet_imbal.errors import ConfigError, DataError, GeometryError
-from nnunet_imbal.io import read_label
-from nnunet_imbal.unlabelled import add_unlabelled, dataset, remove_unlabelled
+from nnunet_imbal.io import check_same_geometry, read_label
+from nnunet_imbal.unlabelled import add_unlabelled, dataset, extract_fingerprint, intensities, remove_unlabelled
 from nnunet_imbal.unlabelled._names import group_by_case
 
 SHAPE = (6, 7, 8)  # Z, Y, X
@@ -199,10 +199,11 @@ class TestAllOrNothing:
 
     @pytest.mark.parametrize(
         ("name", "message"),
-        [("nowhere.nii.gz", "nowhere.nii.gz: no such file"), ("u.mha", "does not end in .nii.gz"), ("", "no image: ")],
+        [("nowhere", "nowhere: no such file or folder"), ("u.mha", "does not end in .nii.gz"), ("", "no .nii.gz file")],
     )
     def test_no_such_image(self, folder, tmp_path, name, message):
         (tmp_path / "empty").mkdir()
+        (tmp_path / "empty" / "u.mha").touch()
         with pytest.raises(DataError, match=message):
             add_unlabelled(folder, [tmp_path / "empty" / name])
 
@@ -294,6 +295,51 @@ class TestRemove:
         (preprocessed / "splits_final.json").write_text(json.dumps(splits))
         remove_unlabelled(folder, preprocessed=preprocessed)
         assert json.loads((preprocessed / "splits_final.json").read_text()) == [{"train": ["a", "b"], "val": ["c"]}]
+
+
+class TestFingerprint:
+    """nnU-Net's own extraction is tried in tests/trainers; here: what it gets to see, and where its result goes."""
+
+    def view(self, folder, tmp_path):
+        intensities._write_view(folder, tmp_path / "view")
+        return json.loads((tmp_path / "view" / "dataset.json").read_text())
+
+    def test_labelled_cases_only_and_no_voxel_to_ignore(self, folder, pool, tmp_path):
+        add_unlabelled(folder, [pool])
+        partly = read_label(folder / "labelsTr" / "b.nii.gz").array
+        partly[4:] = 3
+        save(folder / "labelsTr" / "b.nii.gz", partly)
+        save(folder / "labelsTr" / "c.nii.gz", np.full(SHAPE, 3, np.uint8))  # unlabelled by the user's own hand
+        content = self.view(folder, tmp_path)
+        assert content["numTraining"] == 4
+        assert sorted(content["dataset"]) == ["a", "b", "d", "e"]
+        for case, files in content["dataset"].items():
+            assert files["images"] == [str(folder / "imagesTr" / f"{case}_0000.nii.gz")]
+        assert content["dataset"]["a"]["label"] == str(folder / "labelsTr" / "a.nii.gz")
+        seen = read_label(content["dataset"]["b"]["label"])
+        np.testing.assert_array_equal(seen.array, np.where(partly == 3, 0, partly))
+        check_same_geometry(seen, read_label(folder / "labelsTr" / "b.nii.gz"))
+
+    def test_without_an_ignore_label_nothing_changes(self, folder, tmp_path):
+        listed = self.view(folder, tmp_path)["dataset"]
+        assert [files["label"] for files in listed.values()] == [str(folder / f"labelsTr/{c}.nii.gz") for c in "abcde"]
+
+    def test_no_labelled_case(self, folder, pool, tmp_path):
+        add_unlabelled(folder, [pool])
+        for case in "abcde":
+            save(folder / "labelsTr" / f"{case}.nii.gz", np.full(SHAPE, 3, np.uint8))
+        with pytest.raises(DataError, match="has no labelled case"):
+            self.view(folder, tmp_path)
+
+    def test_a_former_fingerprint_is_kept(self, tmp_path):
+        for content in ("old", "new"):
+            path = intensities._keep(tmp_path / "Dataset007_Brain", content)
+        assert (path.name, path.read_text()) == ("dataset_fingerprint.json", "new")
+        assert path.with_suffix(".json.bak").read_text() == "old"
+
+    def test_a_name_nnunet_would_not_find(self, folder, tmp_path):
+        with pytest.raises(ConfigError, match="Brain is no name of an nnU-Net dataset"):
+            extract_fingerprint(folder.rename(tmp_path / "Brain"), tmp_path)
 
 
 class TestCommand:

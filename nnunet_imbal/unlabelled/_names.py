@@ -17,18 +17,20 @@ def list_images(paths: Sequence[Path], ending: str) -> list[Path]:
     """Files among the paths, and those with this ending in the folders among them; hidden ones in folders are left out.
 
     Raises:
-        DataError: nothing is there, or a file has another ending.
+        DataError: a path does not exist, a file has another ending, or there is none.
     """
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
             files += sorted(each for each in path.glob(f"*{ending}") if not each.name.startswith("."))
+        elif not path.is_file():
+            raise DataError(f"{path}: no such file or folder")
         elif not path.name.endswith(ending):
             raise DataError(f"{path} does not end in {ending}, as the files of this dataset do; convert it first")
         else:
             files.append(path)
     if not files:
-        raise DataError(f"no image: none of {', '.join(map(str, paths)) or 'nothing'} is or holds a {ending} file")
+        raise DataError(f"no image: {', '.join(map(str, paths))} holds no {ending} file")
     return files
 
 
@@ -49,8 +51,8 @@ def group_by_case(files: Sequence[Path], ending: str, channels: int, prefix: str
         DataError: a channel is missing, too many, or there twice.
 
     Example:
-        >>> group_by_case([Path("b.nii"), Path("a_0000.nii")], ".nii", 1, "more_")["more_a"]
-        [PosixPath('a_0000.nii')]
+        >>> list(group_by_case([Path("b.nii"), Path("a_0000.nii")], ".nii", 1, "more_"))
+        ['more_a', 'more_b']
     """
     if not _PREFIX.fullmatch(prefix):
         raise ConfigError(f"the prefix {prefix!r} cannot begin a case name; use letters, digits, - and _")

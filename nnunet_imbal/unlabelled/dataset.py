@@ -49,7 +49,7 @@ def add_unlabelled(
     Each gets a label map that says ``ignore`` wherever there is an image. Around it, where all channels are 0 (the air
     of a skull-stripped MR), the map says background, because that is how nnU-Net knows which voxels to normalise.
     ``dataset.json`` declares the ignore label if it did not, and counts the new cases. What was added is noted in
-    ``unlabelled.json``, for `remove_unlabelled`. A run that is killed in the middle leaves that note, too.
+    ``unlabelled.json`` first of all, so that `remove_unlabelled` also cleans up after a run that was killed.
 
     Args:
         folder: raw dataset.
@@ -152,8 +152,6 @@ def _refuse_what_is_there(dataset: RawDataset, cases: dict[str, list[Path]]) -> 
         if case.casefold() in taken:
             raise DataError(f"{dataset.description.parent} has a case {case} already; set a prefix for the new cases")
         for image in images:
-            if not image.is_file():
-                raise DataError(f"{image}: no such file")
             for other in by_size[image.stat().st_size]:
                 if filecmp.cmp(image, other, shallow=False):
                     raise DataError(f"{image} is {other}, byte for byte; a case must not be labelled and unlabelled")

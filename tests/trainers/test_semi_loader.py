@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from hypothesis import given
 from hypothesis import strategies as st
@@ -386,6 +388,44 @@ class TestLoss:
         assert isinstance(loss.host, nn.Module)
 
 
+def _gradient(batch_dice, rows, ranks=1):
+    """Of a network on rows of a batch with one unlabelled and one labelled patch, as in a step of ImbalTrainer."""
+    from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+    from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+
+    torch.manual_seed(0)
+    network = nn.Conv3d(1, 3, 3, padding=1)
+    images, labels = torch.randn(2, 1, 8, 8, 8), torch.randint(0, 3, (2, 1, 8, 8, 8)).float()
+    labels[0] = 3
+    options = {"batch_dice": batch_dice, "smooth": 1e-5, "do_bg": False, "ddp": ranks > 1}
+    host = DC_and_CE_loss(options, {}, ignore_label=3, dice_class=MemoryEfficientSoftDiceLoss)
+    loss = ImbalLoss(host, [], LabelSpec(ignore_label=3))
+    mix = mix_patches(("u",), 0.5, 2, rows.start if ranks > 1 else 0, ranks, 0.5, 3)
+    unlabelled = sum(row == 0 for row in rows)
+    model = nn.parallel.DistributedDataParallel(network) if ranks > 1 else network
+    with loss.leaving_out(unlabelled, mix.weight(unlabelled)):
+        loss(model(images[rows.start : rows.stop]), labels[rows.start : rows.stop]).backward()
+    return network.weight.grad
+
+
+def _rank(rank, folder, batch_dice):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    gradient = _gradient(batch_dice, range(rank, rank + 1), ranks=2)
+    torch.testing.assert_close(gradient, _gradient(batch_dice, range(2)))
+    assert gradient.any()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("batch_dice", [False, True])
+def test_two_ranks_with_one_patch_each_equal_one_process_with_two(tmp_path, batch_dice):
+    mp.spawn(_rank, args=(str(tmp_path), batch_dice), nprocs=2, join=True)
+
+
 class TestConfig:
     def test_share(self):
         assert ImbalConfig.from_dict({"terms": []}).unlabelled_share == 0
@@ -422,29 +462,30 @@ class TestStockNnunet:
         assert not counts_unlabelled(path, 5, set())
 
 
+@pytest.fixture(scope="module")
+def workspace(workspaces, tmp_path_factory):
+    labelled = workspaces("labels")
+    workspace = type(labelled)(tmp_path_factory.mktemp("unlabelled"), "Dataset510_Semi")
+    raw, pool = workspace.folder / "raw" / workspace.dataset, workspace.folder / "pool"
+    shutil.copytree(labelled.folder / "raw" / labelled.dataset, raw)
+    pool.mkdir()
+    rng = np.random.default_rng(3)
+    for number in range(2):
+        image = sitk.ReadImage(str(raw / "imagesTr" / f"case{number}_0000.nii.gz"))
+        other = sitk.GetImageFromArray(sitk.GetArrayFromImage(image)[::-1] + rng.normal(50, 5, (32, 32, 32)))
+        other.CopyInformation(image)
+        sitk.WriteImage(sitk.Cast(other, sitk.sitkFloat32), str(pool / f"new{number}.nii.gz"))
+    workspace.run("nnunet-imbal", "add-unlabelled", raw, pool)
+    workspace.run("nnunet-imbal", "extract-fingerprint", raw)
+    words = ("-d", "510", "-c", "3d_fullres", "-np", "1", "-npfp", "1", "--verify_dataset_integrity")
+    workspace.run("nnUNetv2_plan_and_preprocess", *words, nnUNet_n_proc_DA="1")
+    return workspace
+
+
 @pytest.mark.slow
 @pytest.mark.e2e
 class TestCommands:
     """Add, plan, preprocess, train, predict: nnU-Net's own commands on a tiny dataset with unlabelled cases."""
-
-    @pytest.fixture(scope="class")
-    def workspace(self, workspaces, tmp_path_factory):
-        labelled = workspaces("labels")
-        workspace = type(labelled)(tmp_path_factory.mktemp("unlabelled"), "Dataset510_Semi")
-        raw, pool = workspace.folder / "raw" / workspace.dataset, workspace.folder / "pool"
-        shutil.copytree(labelled.folder / "raw" / labelled.dataset, raw)
-        pool.mkdir()
-        rng = np.random.default_rng(3)
-        for number in range(2):
-            image = sitk.ReadImage(str(raw / "imagesTr" / f"case{number}_0000.nii.gz"))
-            other = sitk.GetImageFromArray(sitk.GetArrayFromImage(image)[::-1] + rng.normal(50, 5, (32, 32, 32)))
-            other.CopyInformation(image)
-            sitk.WriteImage(sitk.Cast(other, sitk.sitkFloat32), str(pool / f"new{number}.nii.gz"))
-        workspace.run("nnunet-imbal", "add-unlabelled", raw, pool)
-        workspace.run("nnunet-imbal", "extract-fingerprint", raw)
-        words = ("-d", "510", "-c", "3d_fullres", "-np", "1", "-npfp", "1", "--verify_dataset_integrity")
-        workspace.run("nnUNetv2_plan_and_preprocess", *words, nnUNet_n_proc_DA="1")
-        return workspace
 
     def test_plans_are_those_of_the_labelled_cases(self, workspace, workspaces):
         labelled = workspaces("labels")
