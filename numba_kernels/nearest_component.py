@@ -11,9 +11,10 @@ from typing import Any, Literal, NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from numba_kernels._bits import add
+from numba_kernels._bits import add, trailing_zeros
 from numba_kernels._checks import as_label_map
-from numba_kernels._jit import kernel
+from numba_kernels._jit import inlined, kernel
+from numba_kernels._vector import bits_of_others
 
 __all__ = ["nearest_component"]
 
@@ -206,7 +207,7 @@ def _find_nearest(
 ) -> tuple[NDArray[Any], Distance]:
     """Label (or number, -1 for none) of the nearest labelled voxel of each voxel, and the distance if ``measured``."""
     z, y, x = volume.shape
-    rows, lines = (z * y, x), (1, z, y * x)
+    lines = (1, z, y * x)
     many = numbered and volume.size > np.iinfo(np.int32).max
     far = _far_in_plane(scale, volume.shape)
     keys = np.empty(volume.shape, far.dtype)
@@ -216,7 +217,8 @@ def _find_nearest(
     costs = [_tabulate_costs(*of, scale.bits) for of in zip(volume.shape, scale.weights, kinds, strict=True)]
     reach = [int(min(np.sqrt(_in_units(limit, scale) / weight), 1 << 30)) for weight in scale.weights]
     ending = _Ending(distance, scale.unit, _first_too_far(limit, scale), -1 if numbered else 0)
-    _start_rows(volume.reshape(rows), keys.reshape(rows), found.reshape(rows), costs[2], far, numbered)
+    steps = np.concatenate([costs[2][x:0:-1], costs[2][:x]])
+    _start_rows(volume.reshape(-1), x, keys.reshape(-1), found.reshape(-1), steps, far, numbered)
     _sweep(keys, found, costs[1], scale.bits, (far, far), (reach[1], patience), ending, False)
     keys, found = keys.reshape(lines), found.reshape(lines)
     _sweep(keys, found, costs[0], scale.bits, (far, scale.far), (reach[0], patience), ending, True)
@@ -263,47 +265,46 @@ def _first_too_far(limit: float, scale: _Scale) -> Any:
 @kernel
 def _start_rows(
     labels: NDArray[np.int32],
+    width: int,
     keys: NDArray[Any],
     found: NDArray[Any],
     costs: NDArray[Any],
     far: Any,
     numbered: bool,
 ) -> None:
-    """Let nearness spread along the rows, where one label has no distance yet.
+    """Let nearness spread along the rows, where one label has no distance yet; the left one wins at equal distance.
 
-    What is found is the number of the nearest labelled voxel, or its label.
+    ``costs`` is what a step of -width, ..., -1, 0, 1, ... voxels adds, so that all voxels nearest to the same one are
+    written in one go. What is found is the number of the nearest labelled voxel, or its label.
     """
-    width = labels.shape[1]
-    near = np.empty(width, np.int64)
-    for r in range(labels.shape[0]):
-        if not _find_nearest_in_row(labels[r], near):
-            keys[r] = far
-            found[r] = 0
-            continue
-        for x in range(width):
-            keys[r, x] = costs[abs(x - near[x])]
-        for x in range(width):
-            found[r, x] = r * width + near[x] if numbered else labels[r, near[x]]
+    for row in range(0, labels.size, max(width, 1)):
+        first, last = row, -1  # voxel whose nearest one is not known yet, labelled voxel before it
+        for start in range(row, row + width, _LANES):
+            some = bits_of_others(labels, start, min(_LANES, row + width - start), np.int32(0))
+            while some != 0:
+                seed = start + trailing_zeros(some)
+                some &= some - np.uint64(1)
+                if last >= 0:
+                    stop = (last + seed) // 2 + 1
+                    _claim(keys, found, costs, first, stop, last, last if numbered else labels[last])
+                    first = stop
+                last = seed
+        if last >= 0:
+            _claim(keys, found, costs, first, row + width, last, last if numbered else labels[last])
+        else:
+            keys[row : row + width] = far
+            found[row : row + width] = 0
 
 
-@kernel
-def _find_nearest_in_row(row: NDArray[np.int32], near: NDArray[np.int64]) -> bool:
-    """Column of the nearest label, the left one at equal distance; False if the row has none."""
-    n = row.size
-    some = 0
-    for x in range(n):
-        some |= row[x]
-    if some == 0:
-        return False
-    last = -n
-    for x in range(n):
-        last = x if row[x] != 0 else last
-        near[x] = last
-    last = 2 * n
-    for x in range(n - 1, -1, -1):
-        last = x if row[x] != 0 else last
-        near[x] = last if last - x < x - near[x] else near[x]
-    return True
+@inlined
+def _claim(
+    keys: NDArray[Any], found: NDArray[Any], costs: NDArray[Any], first: int, stop: int, seed: int, name: int
+) -> None:
+    """Write what the voxels first..stop-1 know about the labelled voxel that is nearest to all of them."""
+    zero = np.uint64(costs.size // 2 - seed)
+    for x in range(np.uint64(first), np.uint64(stop)):
+        keys[x] = costs[zero + x]
+        found[x] = name
 
 
 @kernel
