@@ -174,12 +174,14 @@ class Anatomy:
         diameters: Mean diameter of every segment, mm, also of absent ones.
         lengths: Length of every segment, mm; ``"Acom"`` is its free length from wall to wall, as published.
         segments: Segments that exist, with their courses.
+        contacts: Names of segments that touch without being joined.
     """
 
     links: Mapping[str, str]
     diameters: Mapping[str, float]
     lengths: Mapping[str, float]
     segments: tuple[Segment, ...]
+    contacts: tuple[tuple[str, str], ...] = ()
 
     def tubes(self) -> list[Tube]:
         """Return what is drawn; segments are numbered from 1."""

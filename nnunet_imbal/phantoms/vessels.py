@@ -17,6 +17,7 @@ from nnunet_imbal.phantoms._graph import betti_of_graph
 from nnunet_imbal.phantoms._image import acquire, smooth_noise
 from nnunet_imbal.phantoms._look_alikes import look_alikes
 from nnunet_imbal.phantoms._tubes import Canvas, Points, length_of
+from nnunet_imbal.phantoms._unusual_vessels import with_aneurysm, with_kissing_arteries
 
 __all__ = ["VesselPhantom"]
 
@@ -56,6 +57,10 @@ class VesselPhantom:
             absent. Published is the sum of both.
         third_a2_share: Probability of a third A2 if there is an Acom; published is 2.1 % of all
             (doi 10.5603/FM.a2018.0095).
+        aneurysm_share: Probability of an aneurysm, 3 to 8 mm wide, with the label of the artery from which it grows.
+        kissing_share: Probability that the right and the left A2 touch halfway up without being joined, if there is
+            no third A2 between them. Of all classes together the contact is a connection, as in any label map, so
+            that it adds a loop or joins two pieces; ``contacts`` of the truth names it.
         noise: Standard deviation of the Rician noise; tissue is 0.33, a large artery 0.9.
         supersampling: Sub-voxels per axis for partial volume, 1 to 4.
 
@@ -72,6 +77,8 @@ class VesselPhantom:
     spacing: tuple[float, float, float] = (0.8, 0.6, 0.6)
     hypoplastic_share: float = 0.3
     third_a2_share: float = 0.021
+    aneurysm_share: float = 0.0
+    kissing_share: float = 0.0
     noise: float = 0.04
     supersampling: int = 2
 
@@ -94,6 +101,8 @@ class VesselPhantom:
             "shape": all(have >= need for have, need in zip(size, _LEAST_MM, strict=True)),
             "hypoplastic_share": 0 <= self.hypoplastic_share <= 1,
             "third_a2_share": 0 <= self.third_a2_share <= 1,
+            "aneurysm_share": 0 <= self.aneurysm_share <= 1,
+            "kissing_share": 0 <= self.kissing_share <= 1,
             "noise": self.noise >= 0,
             "supersampling": 1 <= self.supersampling <= 4,
         }
@@ -133,8 +142,11 @@ class VesselPhantom:
         """Draw vessels until the voxels have the topology of the graph; 19 times of 20 the first ones do."""
         # Drawn once, so that no variant becomes rarer because its voxels are more often wrong.
         links = draw_links(rng, self.hypoplastic_share, self.third_a2_share)
+        aneurysm, kissing = self._draw_unusual(rng, links)
         for _ in range(_ATTEMPTS):
             anatomy = draw_anatomy(rng, links, min_gap_mm=1.5 * max(self.spacing))
+            anatomy = with_kissing_arteries(anatomy) if kissing else anatomy
+            anatomy = with_aneurysm(rng, anatomy) if aneurysm else anatomy
             pose = self._pose(rng)
             placed = anatomy.moved(*pose)
             canvas, numbers = self._label(placed)
@@ -146,6 +158,12 @@ class VesselPhantom:
             f"No label map with the topology of the vessels was found with spacing={self.spacing} mm in "
             f"{_ATTEMPTS} attempts; the voxels are too coarse. Use 2 mm or less."
         )
+
+    def _draw_unusual(self, rng: np.random.Generator, links: Mapping[str, str]) -> tuple[bool, bool]:
+        """Whether there is an aneurysm, and a contact; with shares of 0 no number is drawn, so old cases stay."""
+        aneurysm = self.aneurysm_share > 0 and rng.random() < self.aneurysm_share
+        kissing = self.kissing_share > 0 and rng.random() < self.kissing_share
+        return aneurysm, kissing and links["3rd-A2"] == "absent"
 
     def _label(self, anatomy: Anatomy) -> tuple[Canvas, NDArray[np.uint8]]:
         canvas, tubes = Canvas.empty(self.shape, self.spacing, self.supersampling), anatomy.tubes()
@@ -175,6 +193,9 @@ def _betti_of_graph(anatomy: Anatomy) -> dict[str, BettiNumbers]:
         name: [(s.start, s.end) for s in anatomy.segments if name in ("merged", s.label)]
         for name in ("merged", *CLASSES)
     }
+    start = {segment.name: segment.start for segment in anatomy.segments}
+    # For the numbers it does not matter where along two edges a third one joins them.
+    edges["merged"] += [(start[one], start[other]) for one, other in anatomy.contacts]
     return {name: betti_of_graph(own) for name, own in edges.items()}
 
 
@@ -206,6 +227,7 @@ def _truth(anatomy: Anatomy, numbers: NDArray[np.uint8]) -> dict[str, Any]:
     return {
         "links": dict(anatomy.links),
         "betti": {name: list(betti) for name, betti in _betti_of_graph(anatomy).items()},
+        "contacts": [list(pair) for pair in anatomy.contacts],
         "nodes": {name: _rounded(at) for name, at in nodes.items()},
         "segments": [
             {

@@ -12,10 +12,12 @@ from skimage.measure import euler_number
 
 from nnunet_imbal.check import check_dataset
 from nnunet_imbal.errors import ConfigError
+from nnunet_imbal.metrics import touching_classes
 from nnunet_imbal.phantoms import VesselPhantom, write_dataset
 from nnunet_imbal.phantoms._circle_of_willis import CLASSES, PUBLISHED, VARIANTS, draw_anatomy, draw_links
 from nnunet_imbal.phantoms._graph import betti_of_graph
 from nnunet_imbal.phantoms._tubes import Canvas, Tube, bent, fork, length_of, line_voxels
+from nnunet_imbal.phantoms._unusual_vessels import with_aneurysm
 
 COARSE = VesselPhantom(shape=(64, 54, 70), spacing=(1.0, 1.0, 1.0))
 LINKS = ("Acom", "R-A1", "L-A1", "R-P1", "L-P1", "R-Pcom", "L-Pcom")
@@ -24,6 +26,15 @@ LINKS = ("Acom", "R-A1", "L-A1", "R-P1", "L-P1", "R-Pcom", "L-Pcom")
 @pytest.fixture(scope="module")
 def cases():
     return [COARSE.training_case(seed=1, index=index) for index in range(5)]
+
+
+def unusual(**shares):
+    return VesselPhantom(shape=COARSE.shape, spacing=COARSE.spacing, **shares)
+
+
+@pytest.fixture(scope="module")
+def unusual_cases():
+    return [unusual(aneurysm_share=1.0, kissing_share=1.0).training_case(seed=3, index=index) for index in range(3)]
 
 
 @pytest.fixture(scope="module")
@@ -169,8 +180,8 @@ def test_branches_obey_murrays_law():
 # The voxels
 
 
-def test_voxels_have_the_topology_of_the_graph(cases):
-    for case in cases:
+def test_voxels_have_the_topology_of_the_graph(cases, unusual_cases):
+    for case in [*cases, *unusual_cases]:
         assert case.truth["betti"]["merged"] == betti(case.label > 0)
         for value, name in enumerate(CLASSES, start=1):
             assert case.truth["betti"][name] == betti(case.label == value)
@@ -259,6 +270,58 @@ def test_unlabelled_tubes_never_take_a_labelled_voxel():
     np.testing.assert_array_equal(alone, both)
 
 
+# Aneurysms and kissing arteries
+
+
+def test_an_aneurysm_bulges_from_its_artery(unusual_cases):
+    for case in unusual_cases:
+        (sac,) = [segment for segment in case.truth["segments"] if segment["name"] == "aneurysm"]
+        own = case.instances == sac["id"]
+        value = CLASSES.index(sac["class"]) + 1
+        assert own.sum() == sac["voxels"] > 10
+        assert set(np.unique(case.label[own])) == {value}
+        centre, radius = np.array(sac["points_mm"][-1]), sac["radius_mm"][-1]
+        assert 1.5 <= radius <= 4
+        labels = case.label.T
+        away = np.linalg.norm(np.moveaxis(np.indices(labels.shape), 0, -1) - centre, axis=-1)
+        assert set(labels[away < radius - 0.9]) == {value}  # the dome is full
+
+
+def test_kissing_arteries_touch_and_stay_two(unusual_cases):
+    right, left = (CLASSES.index(f"{side}-ACA") + 1 for side in "RL")
+    for case in unusual_cases:
+        assert case.truth["contacts"] == [["R-A2", "L-A2"]]
+        assert (right, left) in touching_classes(case.label)
+        edges = [(segment["start"], segment["end"]) for segment in case.truth["segments"]]
+        alone, merged = betti_of_graph(edges), case.truth["betti"]["merged"]
+        assert (merged[1] - merged[0]) - (alone.b1 - alone.b0) == 1  # a loop more or a piece less
+
+
+def test_usual_arteries_do_not_touch(cases):
+    right, left = (CLASSES.index(f"{side}-ACA") + 1 for side in "RL")
+    for case in cases:
+        assert case.truth["contacts"] == []
+        assert "aneurysm" not in {segment["name"] for segment in case.truth["segments"]}
+        assert (right, left) not in touching_classes(case.label)
+
+
+def test_shares_of_unusual_vessels():
+    rng, phantom = np.random.default_rng(0), unusual(aneurysm_share=0.2, kissing_share=0.4)
+    links = draw_links(rng, 0.3, 0.0)
+    draws = np.array([phantom._draw_unusual(rng, links) for _ in range(4000)])
+    assert draws.mean(axis=0) == pytest.approx([0.2, 0.4], abs=0.02)
+    assert not unusual(kissing_share=1.0)._draw_unusual(rng, links | {"3rd-A2": "present"})[1]
+
+
+def test_aneurysms_grow_wherever_there_is_an_artery_for_them():
+    rng = np.random.default_rng(0)
+    anatomy = draw_anatomy(rng, dict.fromkeys([*LINKS, "3rd-A2"], "present") | {"R-A1": "absent"}, min_gap_mm=0.0)
+    starts = Counter(with_aneurysm(rng, anatomy).segments[-1].start for _ in range(600))
+    ends = ("BA-top", "R-C7", "L-C7", "R-M2", "L-M2", "L-A2")
+    assert set(starts) == set(ends)
+    assert chisquare([starts[end] for end in ends]).pvalue > 0.01
+
+
 # The image
 
 
@@ -316,6 +379,8 @@ def test_nnunet_finds_the_dataset_sound(tmp_path):
         {"spacing": (0.0, 0.6, 0.6)},
         {"hypoplastic_share": 1.5},
         {"third_a2_share": -0.1},
+        {"aneurysm_share": 2.0},
+        {"kissing_share": -1.0},
         {"noise": float("nan")},
         {"supersampling": 9},
     ],
