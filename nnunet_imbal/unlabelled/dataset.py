@@ -65,8 +65,7 @@ def add_unlabelled(
         ConfigError: the prefix cannot begin a file name.
         DataError: the dataset or an image is at fault: not readable, not 3-D, constant, a channel missing, a name that
             is taken, an image that the dataset has already. Nothing is changed then.
-        GeometryError: the channels of a case are not on one grid.
-        LabelError: ``dataset.json`` does not declare its labels as nnU-Net wants them.
+        GeometryError: the channels of a case are not on one grid; nothing is changed.
     """
     folder = Path(folder)
     dataset, content = _sound(folder)
