@@ -42,13 +42,11 @@ ALL = (*FEW, "blob_ce", "instance_ce", "inverse_size_ce", "inverse_size_dice", "
 PEERS = ("CC-DiceCE, scatter", "~ CC-DiceCE, loop", "~ blob loss, loop")
 BRAIN, CUBE, SMALL = (128, 160, 112), (128, 128, 128), (48, 48, 48)
 # patch, channels, lesions per sample, losses, whether peers take part
-SETTINGS = (
-    (BRAIN, 3, 1, FEW, False),
-    (BRAIN, 3, 16, FEW, True),
-    (BRAIN, 3, 64, ALL, True),
-    (BRAIN, 3, 200, FEW, False),
-    (CUBE, 3, 64, FEW, False),
-    (CUBE, 14, 64, FEW, False),
+SETTINGS = tuple(
+    (patch, channels, lesions, ALL if lesions == 64 else FEW, channels == 3 and lesions in (16, 64))
+    for patch in (BRAIN, CUBE)
+    for channels in (3, 14)
+    for lesions in (1, 16, 64, 200)
 )
 QUICK = ((SMALL, 3, 16, ALL, True),)
 RESULT = Path(__file__).with_name("results") / "losses.json"
@@ -217,12 +215,7 @@ def peak_bytes(loss: Loss, logits: Tensor, labels: Tensor) -> int:
 
 def markdown(result: dict[str, Any]) -> str:
     """Page of the results."""
-    names = [UNIT, *ALL, *PEERS]
-    head = [f"{' x '.join(map(str, r['patch']))}, {r['channels']} channels, K = {r['lesions']}" for r in result["rows"]]
-    lines = ["| loss | " + " | ".join(head) + " | memory |", "|---" * (len(head) + 2) + "|"]
-    for name in names:
-        lines.append(f"| {name} | " + " | ".join(_cell(row["seconds"], name) for row in result["rows"]))
-        lines[-1] += f" | {result['memory'][name.removeprefix('~ ')]:.1f} |"
+    patches = dict.fromkeys((tuple(row["patch"]), row["channels"]) for row in result["rows"])
     return "\n".join(
         [
             "# Losses that count lesions: time and memory",
@@ -230,10 +223,18 @@ def markdown(result: dict[str, Any]) -> str:
             "Made by `python benchmarks/bench_losses.py`; do not edit. Seconds of process CPU time for forward and",
             "backward, two samples, K lesions in each, one thread; in brackets the multiple of nnU-Net's Dice + CE.",
             "Finding the lesions (and cells) is included. Peers are our own plain restatements of published",
-            "algorithms; a loop marked ~ ran for few lesions and was extrapolated. Memory: peak of what a call",
-            "allocates, in multiples of the logits, 16 lesions in 96³ voxels.",
+            "algorithms; a loop marked ~ ran for few lesions and was extrapolated.",
             "",
-            *lines,
+            *(line for patch, channels in patches for line in _times(result["rows"], patch, channels)),
+            "## Memory",
+            "",
+            "Peak of what a call allocates, in multiples of the logits, 16 lesions in 96³ voxels, 3 channels.",
+            "",
+            "| loss | memory |",
+            "|---|---|",
+            *(f"| {name} | {times:.1f} |" for name, times in result["memory"].items()),
+            "",
+            "## How it was measured",
             "",
             f"- median of {result['rounds']} interleaved rounds after one to warm up; of three for the loops",
             *machine_lines(result["machine"]),
@@ -246,6 +247,25 @@ def markdown(result: dict[str, Any]) -> str:
     )
 
 
+def _times(rows: Sequence[dict[str, Any]], patch: Sequence[int], channels: int) -> list[str]:
+    """One table: losses by number of lesions."""
+    chosen = [row for row in rows if tuple(row["patch"]) == tuple(patch) and row["channels"] == channels]
+    lines = [
+        f"## {_patch(chosen[0])} voxels, {channels} channels",
+        "",
+        "| loss | " + " | ".join(f"K = {row['lesions']}" for row in chosen) + " |",
+        "|---" * (len(chosen) + 1) + "|",
+    ]
+    for name in (UNIT, *ALL, *PEERS):
+        if any(name in row["seconds"] for row in chosen):
+            lines.append(f"| {name} | " + " | ".join(_cell(row["seconds"], name) for row in chosen) + " |")
+    return [*lines, ""]
+
+
+def _patch(row: dict[str, Any]) -> str:
+    return " x ".join(map(str, row["patch"]))
+
+
 def _cell(seconds: dict[str, float], name: str) -> str:
     if name not in seconds:
         return ""
@@ -255,15 +275,15 @@ def _cell(seconds: dict[str, float], name: str) -> str:
 def verdicts(result: dict[str, Any]) -> list[str]:
     """Whether each bar is met, with the number."""
     ratios = {
-        (name, r["channels"], r["lesions"]): r["seconds"][name] / r["seconds"][UNIT]
+        (name, _patch(r), r["channels"], r["lesions"]): r["seconds"][name] / r["seconds"][UNIT]
         for r in result["rows"]
         for name in r["seconds"]
         if name in ALL
     }
-    (worst, channels, lesions), ratio = max(ratios.items(), key=lambda item: item[1])
+    (worst, patch, channels, lesions), ratio = max(ratios.items(), key=lambda item: item[1])
     lines = [
         f"- at most 2x nnU-Net's Dice + CE: {'met' if ratio <= 2 else 'missed'}; the dearest is {worst} with "
-        f"{ratio:.2f}x ({channels} channels, K = {lesions})"
+        f"{ratio:.2f}x ({patch}, {channels} channels, K = {lesions})"
     ]
     for row in result["rows"]:
         seconds = row["seconds"]
@@ -271,7 +291,7 @@ def verdicts(result: dict[str, Any]) -> list[str]:
             if loop in seconds and row["lesions"] >= 64:
                 gain = seconds[loop] / seconds[ours]
                 lines.append(
-                    f"- at least 50x faster than the loop at K = {row['lesions']}: "
+                    f"- at least 50x faster than the loop at K = {row['lesions']}, {_patch(row)}: "
                     f"{'met' if gain >= 50 else 'missed'}; {ours} {gain:.0f}x"
                 )
     return lines
