@@ -301,10 +301,10 @@ def _claim(
     keys: NDArray[Any], found: NDArray[Any], costs: NDArray[Any], first: int, stop: int, seed: int, name: int
 ) -> None:
     """Write what the voxels first..stop-1 know about the labelled voxel that is nearest to all of them."""
-    zero = np.uint64(costs.size // 2 - seed)
-    for x in range(np.uint64(first), np.uint64(stop)):
-        keys[x] = costs[zero + x]
-        found[x] = name
+    x, step = np.uint64(first), np.uint64(costs.size // 2 + first - seed)
+    for t in range(np.uint64(stop - first)):
+        keys[x + t] = costs[step + t]
+        found[x + t] = name
 
 
 @kernel
