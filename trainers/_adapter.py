@@ -21,10 +21,12 @@ from nnunet_imbal.registry import build_loss, get_loss
 __all__ = [
     "ActiveTerm",
     "ImbalLoss",
+    "Levels",
     "build_terms",
     "describe",
     "describe_sampling",
     "difference",
+    "full_resolution",
     "label_spec",
     "record",
     "repair_levels",
@@ -117,8 +119,8 @@ class ImbalLoss(nn.Module):
             parts.append(_connected_zero(output))
         terms = [(term, weight) for term in self.terms if (weight := term.weight_in(self.epoch))]
         if terms:
-            logits = _full_resolution(output)
-            labels, mask = self.labels.split_target(_full_resolution(target))
+            logits = full_resolution(output)
+            labels, mask = self.labels.split_target(full_resolution(target))
             parts += [self._note(t.name, weight * t.loss(logits, labels, mask)) for t, weight in terms]
         return parts
 
@@ -245,14 +247,15 @@ def _require_support(cls: type[SegmentationLoss], labels: LabelSpec) -> None:
         raise NotImplementedError(f"the loss {cls.name!r} does not support an ignore label; drop the term")
 
 
-def _full_resolution(levels: Levels) -> Tensor:
+def full_resolution(levels: Levels) -> Tensor:
+    """The first of several resolutions, or the only one."""
     return levels if isinstance(levels, Tensor) else levels[0]
 
 
 def _without(levels: Levels, rows: int) -> Levels:
     if isinstance(levels, Tensor):
         return levels[rows:] if 0 < rows < len(levels) else levels
-    return [_full_resolution(_without(level, rows)) for level in levels] if rows else levels
+    return [full_resolution(_without(level, rows)) for level in levels] if rows else levels
 
 
 def _connected_zero(output: Levels) -> Tensor:

@@ -1,9 +1,8 @@
 """nnU-Net's side of SCDL: which features it looks at, its parameters in optimiser and checkpoint."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -12,6 +11,7 @@ from nnunet_imbal.errors import ConfigError
 from nnunet_imbal.labels import LabelSpec
 from nnunet_imbal.losses.scdl import SCDL
 from nnunet_imbal.semi import FeatureTap, unwrap
+from trainers._adapter import Levels, full_resolution
 
 __all__ = ["ClassDistributions", "last_segmentation_layer"]
 
@@ -49,14 +49,14 @@ class ClassDistributions:
         """Begin to look at the network, after all copies of it have been made."""
         self._tap = FeatureTap(self._layer)
 
-    def loss(self, target: Tensor | Sequence[Tensor], unlabelled: float) -> Tensor:
+    def loss(self, target: Levels, unlabelled: float) -> Tensor:
         """SCDL of the latest forward pass.
 
         Args:
             target: nnU-Net's target.
             unlabelled: say of voxels without labels, 0 to 1.
         """
-        labels, mask = self.labels.split_target(target if isinstance(target, Tensor) else target[0])
+        labels, mask = self.labels.split_target(full_resolution(target))
         loss: Tensor = self._called(self._features(), labels, mask, unlabelled)
         return loss
 
@@ -85,7 +85,7 @@ def last_segmentation_layer(network: nn.Module) -> nn.Conv2d | nn.Conv3d:
         ConfigError: the network is built in another way.
     """
     layers = getattr(getattr(unwrap(network), "decoder", None), "seg_layers", None)
-    if not layers or not isinstance(layers[-1], torch.nn.Conv2d | torch.nn.Conv3d):
+    if not layers or not isinstance(layers[-1], nn.Conv2d | nn.Conv3d):
         raise ConfigError(
             f"SCDL looks at the features before `decoder.seg_layers[-1]`, which {type(unwrap(network)).__name__} does "
             "not have; use one of nnU-Net's U-Nets, or nnunet_imbal.losses.scdl in a trainer of your own"

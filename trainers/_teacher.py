@@ -1,7 +1,7 @@
 """nnU-Net's side of the mean teacher: which patches it sees, whose weights predict, what a checkpoint keeps."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from typing import Any
@@ -13,10 +13,9 @@ from nnunet_imbal.config import Semi
 from nnunet_imbal.export import OWN_STATE
 from nnunet_imbal.labels import LabelSpec
 from nnunet_imbal.semi import MeanTeacher, UnlabelledLoss, perturb_intensity, unwrap
+from trainers._adapter import Levels, full_resolution
 
-__all__ = ["Levels", "Teacher", "exchanged_weights", "full_resolution", "read_own_state", "write_own_state"]
-
-Levels = Tensor | Sequence[Tensor]
+__all__ = ["Teacher", "exchanged_weights", "read_own_state", "write_own_state"]
 
 
 class Teacher:
@@ -103,11 +102,6 @@ class Teacher:
         if mask is None:
             raise AssertionError("a teacher needs an ignore label; the trainer checks this when it starts")
         return ~mask
-
-
-def full_resolution(levels: Levels) -> Tensor:
-    """The first of several resolutions, or the only one."""
-    return levels if isinstance(levels, Tensor) else levels[0]
 
 
 @contextmanager

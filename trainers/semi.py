@@ -10,9 +10,9 @@ from torch import Tensor
 
 from nnunet_imbal.errors import ConfigError
 from nnunet_imbal.semi import ramp_up, unwrap
-from trainers._adapter import label_spec
+from trainers._adapter import Levels, label_spec
 from trainers._scdl import ClassDistributions
-from trainers._teacher import Levels, Teacher, exchanged_weights, read_own_state, write_own_state
+from trainers._teacher import Teacher, exchanged_weights, read_own_state, write_own_state
 from trainers.imbal_trainer import ImbalTrainer
 
 __all__ = [
