@@ -7,8 +7,6 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from monai.data import DataLoader, Dataset
-from monai.transforms import Compose, RandCropByPosNegLabeld
 
 from nnunet_imbal.errors import ConfigError, DataError
 from nnunet_imbal.frequencies import count_voxels, effective_number_weights, measure_prior
@@ -47,6 +45,9 @@ def test_impossible_label():
 
 def test_a_loader_that_forces_foreground():
     """What is measured is what is drawn, not what the dataset holds: 1 voxel in 4096, but most patches show it."""
+    from monai.data import DataLoader, Dataset  # not above: the two ranks below import this file as well
+    from monai.transforms import Compose, RandCropByPosNegLabeld
+
     labels = torch.zeros(1, 64, 64)
     labels[0, 30, 30] = 1
     crop = RandCropByPosNegLabeld(["label"], "label", (8, 8), pos=9, neg=1, num_samples=1)
@@ -65,7 +66,7 @@ def _rank(rank, folder):
 
 @pytest.mark.slow
 @pytest.mark.ddp
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_two_ranks_agree(tmp_path):
     mp.spawn(_rank, args=(str(tmp_path),), nprocs=2, join=True)
 

@@ -15,7 +15,7 @@ from nnunet_imbal.losses.cldice import ClDiceLoss, cldice_loss
 from nnunet_imbal.losses.co_occurrence import co_occurrence_loss, junction_loss, junction_mask
 from nnunet_imbal.losses.combine import DeepSupervision, WeightedSum
 from nnunet_imbal.losses.focal_ce import FocalCELoss, focal_ce_loss
-from nnunet_imbal.losses.focal_tversky import FocalTverskyLoss, focal_tversky_loss, tversky_index
+from nnunet_imbal.losses.focal_tversky import FocalTverskyLoss, focal_tversky_loss
 from nnunet_imbal.losses.instance_ce import InstanceCELoss, instance_ce_loss
 from nnunet_imbal.losses.inverse_size_ce import InverseSizeCELoss, inverse_size_ce_loss
 from nnunet_imbal.losses.inverse_size_dice import InverseSizeDiceLoss, inverse_size_dice_loss
@@ -97,6 +97,5 @@ __all__ = [
     "scnp_loss",
     "skeleton_recall_loss",
     "skeleton_tubes",
-    "tversky_index",
     "unified_focal_loss",
 ]

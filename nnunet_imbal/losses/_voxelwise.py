@@ -20,6 +20,7 @@ __all__ = [
     "average_voxels",
     "per_channel",
     "share_of_each",
+    "true_class_error",
     "voxels_of",
     "what_is_true",
 ]
@@ -50,6 +51,11 @@ def what_is_true(logits: Tensor, target: Tensor, counts: Tensor, exclusive: bool
         return -torch.log_softmax(logits, 1).where(target, 0)
     errors = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none")
     return errors.where(counts, 0)
+
+
+def true_class_error(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of the true one of exclusive classes, ``(B, 1, *S)`` in nats; 0 where none is true."""
+    return -torch.log_softmax(logits, 1).where(target, 0).sum(1, keepdim=True)
 
 
 def average_voxels(errors: Tensor, counts: Tensor, *, batch: bool, weight: Tensor | None, reduction: str) -> Tensor:

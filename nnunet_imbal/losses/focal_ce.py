@@ -9,7 +9,14 @@ from typing_extensions import Unpack
 
 from nnunet_imbal.focal_guard import calibrate_focal, safe_exponents
 from nnunet_imbal.losses._base import CommonOptions
-from nnunet_imbal.losses._voxelwise import FrequencyLoss, average_voxels, per_channel, voxels_of, what_is_true
+from nnunet_imbal.losses._voxelwise import (
+    FrequencyLoss,
+    average_voxels,
+    per_channel,
+    true_class_error,
+    voxels_of,
+    what_is_true,
+)
 from nnunet_imbal.registry import register_loss
 
 __all__ = ["FocalCELoss", "focal_ce_loss"]
@@ -60,9 +67,7 @@ def focal_ce_loss(
         [0.3709, 0.0867]
     """
     counts = voxels_of(target, mask, exclusive)
-    errors = what_is_true(logits, target, counts, exclusive)
-    if exclusive:  # only one channel of a voxel is not 0
-        errors = errors.sum(1, keepdim=True)
+    errors = true_class_error(logits, target) if exclusive else what_is_true(logits, target, counts, exclusive)
     exponents = _exponent_of_each(gamma, logits, target, exclusive)
     focused = errors * (-torch.expm1(-errors)).clamp(min=_SURE).pow(exponents)
     focused = torch.where(counts, focused, 0) if exclusive else focused

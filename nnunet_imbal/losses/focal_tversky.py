@@ -57,39 +57,31 @@ def focal_tversky_loss(
         0.3287
     """
     target = target > 0
-    score = tversky_index(probs, target, alpha, beta, smooth_nr, smooth_dr, batch=batch)
+    hit, mass, volume = (total(part, batch) for part in (torch.where(target, probs, 0), probs, target))
+    score = tversky_index(hit, mass, volume, alpha, beta, smooth_nr, smooth_dr)
     loss = ((1 - score).clamp(min=0) + _PERFECT) ** (1 / gamma)
     # Adding nothing, this keeps an empty batch connected to the graph and a NaN visible.
     return average_classes(loss, present_classes(target, batch), weight, reduction) + 0 * score.sum()
 
 
 def tversky_index(
-    probs: Tensor,
-    target: Tensor,
-    alpha: float,
-    beta: float,
-    smooth_nr: float = 1e-5,
-    smooth_dr: float = 1e-5,
-    *,
-    batch: bool = False,
+    hit: Tensor, mass: Tensor, volume: Tensor, alpha: float, beta: float, smooth_nr: float, smooth_dr: float
 ) -> Tensor:
-    r"""Overlap :math:`T = \frac{TP + s_n}{TP + \alpha FP + \beta FN + s_d}` of each class, ``(B, C)``; 1 is perfect.
+    r"""Overlap :math:`T = \frac{TP + s_n}{TP + \alpha FP + \beta FN + s_d}`; 1 is perfect.
 
     Args:
-        probs: ``(B, C, *S)`` probabilities.
-        target: ``(B, C, *S)`` bool.
+        hit: sums of the probabilities inside of what is true, any shape.
+        mass: sums of all probabilities.
+        volume: voxels that are true.
         alpha: cost of false alarms.
         beta: cost of misses.
         smooth_nr: :math:`s_n`.
         smooth_dr: :math:`s_d`.
-        batch: treat the batch as one sample, ``(1, C)``.
 
     Example:
-        >>> probs, target = torch.tensor([[[0.75, 0.5]]]), torch.tensor([[[True, False]]])
-        >>> tversky_index(probs, target, 0.5, 0.5, 0, 0)
-        tensor([[0.6667]])
+        >>> tversky_index(torch.tensor(0.75), torch.tensor(1.25), torch.tensor(1), 0.5, 0.5, 0, 0)
+        tensor(0.6667)
     """
-    hit, mass, volume = total(torch.where(target, probs, 0), batch), total(probs, batch), total(target, batch)
     return (hit + smooth_nr) / (hit + alpha * (mass - hit) + beta * (volume - hit) + smooth_dr)
 
 

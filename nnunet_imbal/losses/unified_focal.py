@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from typing_extensions import Unpack
 
 from nnunet_imbal.errors import ConfigError
 from nnunet_imbal.losses._base import CommonOptions
-from nnunet_imbal.losses._vessels import average_classes, present_classes
+from nnunet_imbal.losses._vessels import average_classes, total
 from nnunet_imbal.losses._voxelwise import VoxelLoss, average_voxels, per_channel
 from nnunet_imbal.losses.focal_tversky import tversky_index
 from nnunet_imbal.registry import register_loss
@@ -27,6 +28,7 @@ def unified_focal_loss(
     delta: float = 0.6,
     gamma: float = 0.5,
     cross_entropy: float = 0.5,
+    mask: Tensor | None = None,
     batch: bool = False,
     weight: Tensor | None = None,
     reduction: str = "mean",
@@ -46,6 +48,7 @@ def unified_focal_loss(
         delta: from 0 to 1, above one half for more recall.
         gamma: from 0 to below 1.
         cross_entropy: :math:`\omega`.
+        mask: ``(B, 1, *S)`` bool, False = ignored.
         batch: treat the batch as one sample.
         weight: ``(C,)`` factors of the classes, in both parts; ``(C-1,)``: background weighs 1.
         reduction: ``"mean"``, ``"sum"`` or ``"none"`` (``(B, C)``, sums of what each class adds to the two parts).
@@ -69,30 +72,30 @@ def unified_focal_loss(
         0.217986
     """
     is_rare = _rare_channels(rare, logits)
-    scores = torch.log_softmax(logits, 1)
-    focal = average_voxels(
-        _focal_errors(scores, target, is_rare, delta, gamma), target, batch=batch, weight=weight, reduction=reduction
-    )
-    lack = _tversky_lack(scores, target, is_rare, delta, gamma, batch)
+    counts = torch.ones_like(target[:, :1]) if mask is None else mask
+    samples = zip(logits.split(1), target.split(1), counts.split(1), strict=True)
+    # Computed again on the way back, sample by sample: softmax and its logarithm are as big as the logits.
+    words = (is_rare, delta, gamma)
+    sums = torch.cat([checkpoint(_sums, *sample, *words, use_reentrant=False) for sample in samples], 1)
+    sums = sums.sum(1, keepdim=True) if batch else sums
+    errors, hit, mass, volume = sums
+    focal = average_voxels(errors[..., None], volume[..., None], batch=False, weight=weight, reduction=reduction)
+    lack = (1 - tversky_index(hit, mass, volume, 1 - delta, delta, _PERFECT, _PERFECT)).clamp(min=0)
+    lack = torch.where(is_rare, (lack + _PERFECT) ** (1 - gamma), lack)
     factors = None if weight is None else per_channel("weight", weight, lack, background=1.0)
-    tversky = average_classes(lack, present_classes(target, batch), factors, reduction)
-    return cross_entropy * focal + (1 - cross_entropy) * tversky
+    return cross_entropy * focal + (1 - cross_entropy) * average_classes(lack, volume > 0, factors, reduction)
 
 
-def _focal_errors(scores: Tensor, target: Tensor, is_rare: Tensor, delta: float, gamma: float) -> Tensor:
-    """Half the cross-entropy of the true class, ``(B, C, *S)``, of frequent classes only where it is hard."""
+def _sums(logits: Tensor, target: Tensor, counts: Tensor, is_rare: Tensor, delta: float, gamma: float) -> Tensor:
+    """Half the priced cross-entropy, overlap, probability and volume of each class: ``(4, B, C)``."""
+    scores = torch.log_softmax(logits, 1)
     errors = -scores.where(target, 0).sum(1, keepdim=True)
     hard = (-torch.expm1(-errors)).clamp(min=_SURE) ** gamma
-    where_rare = is_rare.view(1, -1, *[1] * (target.ndim - 2))
-    priced = torch.where((target & where_rare).any(1, keepdim=True), delta * errors, (1 - delta) * hard * errors)
-    return torch.where(target, priced / 2, 0)
-
-
-def _tversky_lack(scores: Tensor, target: Tensor, is_rare: Tensor, delta: float, gamma: float, batch: bool) -> Tensor:
-    """What each class lacks to a perfect score, ``(B, C)``, raised to a power for rare ones."""
-    probs = scores.exp().where(target.any(1, keepdim=True), 0)  # an ignored voxel belongs to no class
-    lack = (1 - tversky_index(probs, target, 1 - delta, delta, _PERFECT, _PERFECT, batch=batch)).clamp(min=0)
-    return torch.where(is_rare, (lack + _PERFECT) ** (1 - gamma), lack)
+    where_rare = (target & is_rare.view(1, -1, *[1] * (target.ndim - 2))).any(1, keepdim=True)
+    priced = torch.where(where_rare, delta * errors, (1 - delta) * hard * errors) / 2
+    probs = scores.exp().where(counts, 0)
+    parts = priced.where(target, 0), probs.where(target, 0), probs, target.to(probs)
+    return torch.stack([total(part, batch=False) for part in parts])
 
 
 def _rare_channels(rare: Sequence[int] | None, logits: Tensor) -> Tensor:
@@ -152,7 +155,7 @@ class UnifiedFocalLoss(VoxelLoss):
         self.delta, self.gamma, self.cross_entropy = delta, gamma, cross_entropy
 
     def compute(self, logits: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-        """See `unified_focal_loss`; ignored voxels belong to no class already."""
+        """See `unified_focal_loss`."""
         return unified_focal_loss(
             logits,
             target,
@@ -160,6 +163,7 @@ class UnifiedFocalLoss(VoxelLoss):
             delta=self.delta,
             gamma=self.gamma,
             cross_entropy=self.cross_entropy,
+            mask=mask,
             batch=self.batch,
             weight=self.weight,
             reduction=self.reduction,
