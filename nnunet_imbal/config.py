@@ -143,7 +143,7 @@ class Semi:
             0.99
         """
         values = _mapping("semi", entry, cls)
-        highest = {"decay": 1 - 1e-9, "consistency": float("inf"), "pseudo_labels": float("inf")}
+        highest = {"decay": 1 - 1e-6, "consistency": float("inf"), "pseudo_labels": float("inf")}
         numbers = {
             key: _number(values, key, default, 0, highest.get(key, 1))
             for key, default in asdict(cls()).items()
@@ -180,9 +180,8 @@ class Distributions:
         """
         values = _mapping("scdl", entry, cls)
         weight = _number(values, "weight", cls.weight, 0, float("inf"))
-        return cls(
-            weight, _number(values, "ramp", cls.ramp, 0, 1), dict(_typed("kwargs", values.get("kwargs", {}), Mapping))
-        )
+        kwargs = _typed("kwargs", values.get("kwargs", {}), Mapping)
+        return cls(weight, _number(values, "ramp", cls.ramp, 0, 1), dict(kwargs))
 
 
 @dataclass(frozen=True)

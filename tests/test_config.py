@@ -46,6 +46,16 @@ from nnunet_imbal.registry import register_loss
         ({"sampling": {"seed": -1}}, "seed must be at least 0"),
         ({"mirroring": "of"}, "did you mean 'off'"),
         ({"mirroring": False}, "mirroring must be of type str"),
+        ({"semi": True}, "semi must be an object"),
+        ({"semi": {"treshold": 0.9}}, "did you mean 'threshold'"),
+        ({"semi": {"decay": 1}}, "decay must be a finite number from 0 to 0.999999, got 1"),
+        ({"semi": {"consistency": -1}}, "consistency must be a finite number from 0"),
+        ({"semi": {"ramp": 1.5}}, "ramp must be a finite number from 0 to 1, got 1.5"),
+        ({"semi": {"floor": 0.99}}, "a floor that is not above the threshold"),
+        ({"semi": {"predict_with": "techer"}}, "did you mean 'teacher'"),
+        ({"scdl": {"wieght": 1}}, "did you mean 'weight'"),
+        ({"scdl": {"weight": -1}}, "weight must be a finite number from 0"),
+        ({"scdl": {"kwargs": []}}, "kwargs must be of type Mapping"),
     ],
 )
 def test_R43_wrong_entries(entry, message):
@@ -58,6 +68,13 @@ def test_round_trip_through_json(sampling):
     terms = [{"loss": "cc_dice", "kwargs": {"connectivity": 6}, "from_epoch": 3}]
     config = ImbalConfig.from_dict({"terms": terms, "sampling": sampling})
     assert (config.sampling is None) == (sampling is None)
+    assert ImbalConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_entries_of_semi_supervised_trainers_through_json():
+    entry = {"semi": {"decay": 0.999, "predict_with": "teacher"}, "scdl": {"kwargs": {"form": "released"}}}
+    config = ImbalConfig.from_dict(entry)
+    assert (config.semi.decay, config.semi.floor, config.scdl.weight) == (0.999, 0.5, 0.1)
     assert ImbalConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
