@@ -26,6 +26,7 @@ _NAMES = dict(
 )
 _SCORES = ("dice", "cldice", "b0_error", "hd95_mm")
 _HALVES = ("anterior", "posterior")
+_LOOK: dict[str, Any] = {"box": SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True}
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,6 @@ def topcow_tables(entry: Json) -> list[Table]:
     for half, words in zip(_HALVES, ("front", "back"), strict=True):
         halves.add_row(words, *(_text(ranking[f"{half}_{score}"]) for score in ("variant_accuracy", "topology_match")))
     return [means, halves]
-
-
-_LOOK: dict[str, Any] = {"box": SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True}
 
 
 def _letters(name: str) -> str:
