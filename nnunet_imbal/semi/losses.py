@@ -70,7 +70,7 @@ def pseudo_label_loss(logits: Tensor, pseudo: PseudoLabels, unlabelled: Tensor, 
         >>> round(pseudo_label_loss(torch.zeros(1, 2, 1, 2), pseudo, unlabelled).item(), 4)  # log(2)/2 + 1/2 * 1/3
         0.5132
     """
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    logits = _full_precision(logits)
     if regions:
         truth, probs = pseudo.labels, torch.sigmoid(logits)
         entropy = F.binary_cross_entropy_with_logits(logits, truth.to(logits.dtype), reduction="none")
@@ -162,7 +162,7 @@ class UnlabelledLoss(nn.Module):
         Raises:
             ValueError: shapes do not fit.
         """
-        logits, teacher_logits = (self._prepare(each) for each in (logits, teacher_logits.detach()))
+        logits, teacher_logits = _full_precision(logits), _full_precision(teacher_logits.detach())
         unlabelled = plain_tensor(unlabelled)
         _check(logits, teacher_logits, unlabelled)
         teacher_probs = self._activate(teacher_logits)
@@ -170,12 +170,13 @@ class UnlabelledLoss(nn.Module):
         loss = self.pseudo_labels * pseudo_label_loss(logits, pseudo, unlabelled, regions=self.regions)
         return loss + self.consistency * consistency_loss(self._activate(logits), teacher_probs, unlabelled)
 
-    def _prepare(self, logits: Tensor) -> Tensor:
-        logits = plain_tensor(logits)
-        return logits if logits.dtype == torch.float64 else logits.float()
-
     def _activate(self, logits: Tensor) -> Tensor:
         return torch.sigmoid(logits) if self.regions else torch.softmax(logits, 1)
+
+
+def _full_precision(logits: Tensor) -> Tensor:
+    logits = plain_tensor(logits)
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _gated_dice_loss(probs: Tensor, truth: Tensor, accepted: Tensor, unlabelled: Tensor) -> Tensor:
