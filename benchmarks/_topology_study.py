@@ -159,8 +159,8 @@ def markdown(study: Study, result: Mapping[str, Any]) -> str:
     lines = [
         f"# {study.title}",
         "",
-        f"Mean over seeds {', '.join(map(str, seeds))} and {cases}; in brackets the lowest and the highest seed.",
-        "Differences between arms that are smaller than between seeds mean nothing.",
+        f"Mean over {cases} and seed {', '.join(map(str, seeds))}; in brackets the lowest and the highest seed.",
+        "Differences between arms that are smaller than between seeds mean nothing; one seed alone cannot tell.",
         "",
         *_table(runs, _main_columns(study)),
         "",
@@ -208,7 +208,7 @@ def _main_columns(study: Study) -> list[Column]:
         ("clDice merged", lambda run: run["cldice_merged"]),
         ("B0 error merged", lambda run: run["b0_error_merged"]),
         ("B1 error merged", lambda run: run["b1_error_merged"]),
-        ("training, s", lambda run: run["epochs_s"]),
+        ("training, s by the clock", lambda run: run["epochs_s"]),
     ]
 
 

@@ -148,7 +148,7 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
 
 def _time(row: dict[str, Any], name: str) -> str:
     seconds, tilde = row["seconds"][name][0], "~ " if name in row["scaled"] else ""
-    return f"{tilde}{seconds:.3g} ({seconds / row['seconds'][common.UNIT][0]:.2g}x)"
+    return f"{tilde}{seconds:.3g} ({seconds / row['seconds'][common.UNIT][0]:.3g}x)"
 
 
 def _memory(row: dict[str, Any], name: str) -> str:
