@@ -33,6 +33,7 @@ def page(result: Result) -> str:
             "published algorithms.",
             "",
             *machine_lines(result["machine"]),
+            *_loads(result["rows"]),
             "- peers: " + ", ".join(f"{name} {number}" for name, number in result["peers"].items()),
             "",
             "## Targets",
@@ -57,6 +58,14 @@ def page(result: Result) -> str:
             "",
         ]
     )
+
+
+def _loads(rows: list[Result]) -> list[str]:
+    """What else the machine did, as far as rows tell."""
+    loads = [row["load_average"] for row in rows if row.get("load_average") is not None]
+    if not loads:
+        return []
+    return [f"- load average of one minute after {len(loads)} of {len(rows)} rows: {min(loads):g} to {max(loads):g}"]
 
 
 def _median(row: Result, name: str) -> float:

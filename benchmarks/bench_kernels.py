@@ -65,6 +65,11 @@ def take_turns(
     return times
 
 
+def load_average() -> float | None:
+    """Processes that wanted to run in the last minute: what the caches were shared with."""
+    return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
+
+
 def measure(row: Row, size: int, rounds: int) -> Result:
     candidates = {"ours": row.ours, **{name: peer.run for name, peer in row.peers.items()}}
     return {
@@ -75,6 +80,7 @@ def measure(row: Row, size: int, rounds: int) -> Result:
         "targets": {name: peer.target for name, peer in row.peers.items() if peer.target is not None},
         "times": {name: peer.times for name, peer in row.peers.items() if peer.times != 1},
         "milliseconds": take_turns(candidates, rounds, process_milliseconds),
+        "load_average": load_average(),
     }
 
 
