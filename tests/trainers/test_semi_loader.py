@@ -28,6 +28,7 @@ from nnunet_imbal.config import ImbalConfig, Sampling
 from nnunet_imbal.errors import ConfigError
 from nnunet_imbal.labels import LabelSpec
 from nnunet_imbal.sampling import find_instances, merge
+from trainers import ImbalTrainer
 from trainers._adapter import ActiveTerm, ImbalLoss
 from trainers._loader import Recipe
 from trainers._semi_loader import (
@@ -516,13 +517,25 @@ class TestCommands:
         model = tmp_path / "results" / workspace.dataset / "ImbalTrainerSmoke__SemiPlans__3d_semi"
         validated = {path.name.split(".")[0] for path in (model / "fold_0" / "validation").glob("*.nii.gz")}
         assert validated == set(splits[0]["val"])
+        if workers:
+            return
         workspace.run("nnUNetv2_train", *words, "--c", **environment)
         workspace.run("nnunet-imbal", "export", model, tmp_path / "exported")
         assert (tmp_path / "exported" / "fold_0" / "checkpoint_final.pth").is_file()
 
-    def test_without_a_share_they_are_left_out(self, workspace, tmp_path):
-        words = ("510", "3d_fullres", "all", "-tr", "ImbalTrainerSmoke", "-device", "cpu")
-        trained = workspace.run("nnUNetv2_train", *words, nnUNet_results=str(tmp_path))
-        assert "Unlabelled: 2 cases, left out because unlabelled_share is 0" in trained.stdout
-        validated = tmp_path / workspace.dataset / "ImbalTrainerSmoke__nnUNetPlans__3d_fullres" / "fold_all/validation"
-        assert not list(validated.glob("new*"))
+    @pytest.mark.filterwarnings("ignore")
+    def test_without_a_share_they_are_left_out(self, workspace, tmp_path, monkeypatch):
+        for key, value in {**workspace.environment, "nnUNet_results": str(tmp_path)}.items():
+            monkeypatch.setenv(key, value)
+        plans, dataset = (
+            json.loads((workspace.preprocessed / name).read_text()) for name in ("nnUNetPlans.json", "dataset.json")
+        )
+        trainer = ImbalTrainer({**plans, "continue_training": False}, "3d_fullres", "all", dataset, torch.device("cpu"))
+        trainer.initialize()
+        loaders = [loader.data_loader for loader in trainer.get_dataloaders()]
+        assert [type(loader) for loader in loaders] == [nnUNetDataLoader] * 2
+        training, validation = (loader.indices for loader in loaders)
+        assert training == [f"case{number}" for number in range(6)]
+        assert sorted(validation) == training
+        with open(trainer.log_file) as log:
+            assert "Unlabelled: 2 cases, left out because unlabelled_share is 0" in log.read()
