@@ -52,6 +52,7 @@ def summary(result: Mapping[str, Any]) -> dict[str, Any]:
         "arms": {
             arm: {
                 "dice": {group: float(values.mean()) for group, values in means[arm].items()},
+                "training_cpu_s": _median_seconds(result["runs"], arm),
                 "per_class": dict(zip(names, np.nanmean(own, axis=(0, 1)).tolist(), strict=True)),
                 "against": {
                     other: {group: _difference(means[arm][group], means[other][group]) for group in groups}
@@ -75,6 +76,10 @@ def page(result: Mapping[str, Any]) -> str:
 def _references(arm: str) -> list[str]:
     """Return with which arms this one is compared: the simpler ones."""
     return [] if arm == "supervised" else [other for other in _REFERENCES if other != arm]
+
+
+def _median_seconds(runs: Sequence[Mapping[str, Any]], arm: str) -> float:
+    return float(np.median([run["training_cpu_s"] for run in runs if run["arm"] == arm]))
 
 
 def _members(names: list[str], tail: list[str]) -> dict[str, NDArray[np.bool_]]:
@@ -137,8 +142,12 @@ def _reading(found: Mapping[str, Any]) -> list[str]:
 
 
 def _group_table(found: Mapping[str, Any]) -> list[str]:
-    rows = [[arm, *(f"{own['dice'][group]:.3f}" for group in _GROUPS)] for arm, own in found["arms"].items()]
-    return ["## Dice", "", *_table(["arm", *_GROUPS], rows)]
+    rows = [
+        [arm, *(f"{own['dice'][group]:.3f}" for group in _GROUPS), f"{own['training_cpu_s']:.0f}"]
+        for arm, own in found["arms"].items()
+    ]
+    columns = ["arm", *_GROUPS, "processor seconds after the start (median; busy machine)"]
+    return ["## Dice", "", *_table(columns, rows)]
 
 
 def _difference_table(found: Mapping[str, Any]) -> list[str]:

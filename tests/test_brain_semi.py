@@ -165,7 +165,7 @@ def test_tail_is_the_rarest_third(load):
 def study_result(effect):
     """Two arms, three seeds, four brains, three classes; the second arm is better by ``effect``."""
     runs = [
-        {"seed": seed, "arm": arm, "dice": {
+        {"seed": seed, "arm": arm, "training_cpu_s": 1.0, "dice": {
             str(case): {"large": 0.8, "small": 0.4 + 0.01 * seed + (arm != "supervised") * effect, "tiny": 0.02}
             for case in range(11, 15)}}
         for arm in ("supervised", "mean teacher") for seed in range(3)
