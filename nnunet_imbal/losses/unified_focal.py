@@ -72,8 +72,8 @@ def unified_focal_loss(
         0.217986
     """
     is_rare = _rare_channels(rare, logits)
-    counts = torch.ones_like(target[:, :1]) if mask is None else mask
-    samples = zip(logits.split(1), target.split(1), counts.split(1), strict=True)
+    masks = [None] * len(logits) if mask is None else mask.split(1)
+    samples = zip(logits.split(1), target.split(1), masks, strict=True)
     # Computed again on the way back, sample by sample: softmax and its logarithm are as big as the logits.
     words = (is_rare, delta, gamma)
     sums = torch.cat([checkpoint(_sums, *sample, *words, use_reentrant=False) for sample in samples], 1)
@@ -86,16 +86,16 @@ def unified_focal_loss(
     return cross_entropy * focal + (1 - cross_entropy) * average_classes(lack, volume > 0, factors, reduction)
 
 
-def _sums(logits: Tensor, target: Tensor, counts: Tensor, is_rare: Tensor, delta: float, gamma: float) -> Tensor:
+def _sums(logits: Tensor, target: Tensor, mask: Tensor | None, is_rare: Tensor, delta: float, gamma: float) -> Tensor:
     """Half the priced cross-entropy, overlap, probability and volume of each class: ``(4, B, C)``."""
     scores = torch.log_softmax(logits, 1)
     errors = -scores.where(target, 0).sum(1, keepdim=True)
     hard = (-torch.expm1(-errors)).clamp(min=_SURE) ** gamma
     where_rare = (target & is_rare.view(1, -1, *[1] * (target.ndim - 2))).any(1, keepdim=True)
     priced = torch.where(where_rare, delta * errors, (1 - delta) * hard * errors) / 2
-    probs = scores.exp().where(counts, 0)
-    parts = priced.where(target, 0), probs.where(target, 0), probs, target.to(probs)
-    return torch.stack([total(part, batch=False) for part in parts])
+    probs = scores.exp() if mask is None else scores.exp().where(mask, 0)
+    parts = priced.where(target, 0), probs.where(target, 0), probs, target
+    return torch.stack([total(part, batch=False).to(probs) for part in parts])
 
 
 def _rare_channels(rare: Sequence[int] | None, logits: Tensor) -> Tensor:
