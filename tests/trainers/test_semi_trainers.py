@@ -235,9 +235,15 @@ def _distributed_step(rank, folder):
 
 @pytest.mark.slow
 @pytest.mark.ddp
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_one_rank_with_labels_only_and_one_without_any(tmp_path):
     mp.spawn(_distributed_step, args=(str(tmp_path),), nprocs=2, join=True)
+
+
+def _shrink(plans):
+    configuration = plans["configurations"]["3d_fullres"]
+    configuration["patch_size"] = [16, 16, 16]
+    configuration["architecture"]["arch_kwargs"]["features_per_stage"] = [4, 8, 8, 8]
 
 
 @pytest.fixture
@@ -250,11 +256,9 @@ def make(workspaces, tmp_path, monkeypatch):
             monkeypatch.setenv(key, value)
         plans = json.loads((workspace.preprocessed / "nnUNetPlans.json").read_text())
         plans["continue_training"] = False
-        configuration = plans["configurations"]["3d_fullres"]
-        configuration["patch_size"] = [16, 16, 16]
-        configuration["architecture"]["arch_kwargs"]["features_per_stage"] = [4, 8, 8, 8]
+        _shrink(plans)
         if semi is not None:
-            configuration["imbal"] = {**cls.imbal, "semi": semi}
+            plans["configurations"]["3d_fullres"]["imbal"] = {**cls.imbal, "semi": semi}
         dataset = json.loads((workspace.preprocessed / "dataset.json").read_text())
         if not ignore:
             del dataset["labels"]["ignore"]
@@ -338,15 +342,18 @@ class TestTrainer:
 
     def test_real_commands_on_regions(self, workspaces, tmp_path):
         workspace, trainer = workspaces("regions_ignore"), "ImbalTrainerSemiSCDLSmoke"
-        number = workspace.dataset[7:10]
-        trained = workspace.run("nnUNetv2_train", number, "3d_fullres", "0", "-tr", trainer, "-device", "cpu")
+        plans = json.loads((workspace.preprocessed / "nnUNetPlans.json").read_text())
+        _shrink(plans)
+        (workspace.preprocessed / "SmallPlans.json").write_text(json.dumps({**plans, "plans_name": "SmallPlans"}))
+        words = (workspace.dataset[7:10], "3d_fullres", "0", "-tr", trainer, "-p", "SmallPlans", "-device", "cpu")
+        trained = workspace.run("nnUNetv2_train", *words)
         assert re.search(
             r"Loss: nnU-Net's own loss \+ 1 x consistency \+ 0.5 x pseudo-labels \+ 0.1 x SCDL", trained.stdout
         )
         losses = [float(value) for value in re.findall(r"(?:train|val)_loss (\S+)", trained.stdout)]
         assert len(losses) == 2
         assert np.isfinite(losses).all()
-        model = workspace.folder / "results" / workspace.dataset / f"{trainer}__nnUNetPlans__3d_fullres"
+        model = workspace.folder / "results" / workspace.dataset / f"{trainer}__SmallPlans__3d_fullres"
         workspace.run("nnunet-imbal", "export", model, tmp_path / "exported")
         exported = torch.load(tmp_path / "exported" / "fold_0" / "checkpoint_final.pth", weights_only=True)
         assert OWN_STATE not in exported
