@@ -26,7 +26,7 @@ from trainers._scdl import ClassDistributions, last_segmentation_layer
 from trainers._teacher import Teacher, exchanged_weights, read_own_state, write_own_state
 
 sys.path.insert(0, str(Path(__file__).parent / "ext"))
-from imbal_semi_trainers import ImbalTrainerSemiSCDLSeeded, ImbalTrainerSemiSCDLSmoke, ImbalTrainerSemiSmoke
+from imbal_smoke_trainers import ImbalTrainerSemiSCDLSeeded, ImbalTrainerSemiSCDLSmoke, ImbalTrainerSemiSmoke
 
 sys.path.pop(0)
 

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import torch
 
-from trainers import ImbalTrainer
+from trainers import ImbalTrainer, ImbalTrainerSemi, ImbalTrainerSemiSCDL
 
 
 class ImbalTrainerSmoke(ImbalTrainer):
@@ -29,3 +29,22 @@ class ImbalTrainerSeeded(ImbalTrainer):
         super().on_epoch_start()
         for seed in (random.seed, np.random.seed, torch.manual_seed):  # nnU-Net draws from these
             seed(1000 + self.current_epoch)
+
+
+class ImbalTrainerSemiSmoke(ImbalTrainerSemi):
+    epochs = 1
+    iterations = 2
+    val_iterations = 1
+
+
+class ImbalTrainerSemiSCDLSmoke(ImbalTrainerSemiSCDL):
+    epochs = 1
+    iterations = 2
+    val_iterations = 1
+
+
+class ImbalTrainerSemiSCDLSeeded(ImbalTrainerSeeded, ImbalTrainerSemiSCDL):
+    """Draws the same patches and the same noise in the same epoch."""
+
+    imbal = ImbalTrainerSemiSCDL.imbal
+    epochs = 2
