@@ -116,9 +116,11 @@ class Semi:
         decay: of the teacher's running average, see `nnunet_imbal.semi.MeanTeacher`.
         consistency: weight, see `nnunet_imbal.semi.UnlabelledLoss`.
         pseudo_labels: weight, see `nnunet_imbal.semi.UnlabelledLoss`.
+        proportion: weight of `nnunet_imbal.losses.LabelProportion` on unlabelled patches; 0.1 is the published one. Off
+            by default, because it cost Dice where we tried it.
         threshold: see `nnunet_imbal.semi.ConfidenceGate`.
         floor: see `nnunet_imbal.semi.ConfidenceGate`.
-        ramp: share of the epochs in which both weights grow to their full value, see `nnunet_imbal.semi.ramp_up`.
+        ramp: share of the epochs in which the weights grow to their full value, see `nnunet_imbal.semi.ramp_up`.
         predict_with: whose weights predict after training and choose the best epoch, ``"student"`` (the network that
             was trained) or ``"teacher"`` (its running average).
     """
@@ -126,6 +128,7 @@ class Semi:
     decay: float = 0.99
     consistency: float = 1.0
     pseudo_labels: float = 0.5
+    proportion: float = 0.0
     threshold: float = 0.95
     floor: float = 0.5
     ramp: float = 0.2
@@ -143,7 +146,12 @@ class Semi:
             0.99
         """
         values = _mapping("semi", entry, cls)
-        highest = {"decay": 1 - 1e-6, "consistency": float("inf"), "pseudo_labels": float("inf")}
+        highest = {
+            "decay": 1 - 1e-6,
+            "consistency": float("inf"),
+            "pseudo_labels": float("inf"),
+            "proportion": float("inf"),
+        }
         numbers = {
             key: _number(values, key, default, 0, highest.get(key, 1))
             for key, default in asdict(cls()).items()

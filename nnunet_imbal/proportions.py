@@ -38,9 +38,9 @@ def patch_proportions(target: Tensor, labels: LabelSpec, channels: int) -> Tenso
 
 
 def collect_proportions(targets: Iterable[Tensor], labels: LabelSpec, channels: int, patches: int = 2000) -> Tensor:
-    """Draw training patches as training does, and keep what `patch_proportions` finds.
+    """Draw labelled patches, and keep what `patch_proportions` finds.
 
-    Take the loader of the training itself, augmentation included: oversampling and zooming change proportions. In
+    Draw them as the unlabelled ones are drawn: patches that are forced to show foreground promise too much of it. In
     distributed training every process draws its part and gets the parts of all.
 
     Args:

@@ -208,6 +208,8 @@ def describe(config: ImbalConfig) -> str:
     ]
     if config.semi is not None:
         parts.append(f"{config.semi.consistency:g} x consistency + {config.semi.pseudo_labels:g} x pseudo-labels")
+        if config.semi.proportion:
+            parts.append(f"{config.semi.proportion:g} x label proportion")
     if config.scdl is not None:
         parts.append(f"{config.scdl.weight:g} x SCDL")
     return " + ".join(parts)

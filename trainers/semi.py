@@ -11,6 +11,7 @@ from torch import Tensor
 from nnunet_imbal.errors import ConfigError
 from nnunet_imbal.semi import ramp_up, unwrap
 from trainers._adapter import Levels, label_spec
+from trainers._proportions import Proportion, measure_proportions
 from trainers._scdl import ClassDistributions
 from trainers._teacher import Teacher, exchanged_weights, read_own_state, write_own_state
 from trainers.imbal_trainer import ImbalTrainer
@@ -49,6 +50,7 @@ class _HostTrainer(ImbalTrainer):
             )
         self._teacher: Teacher | None = None
         self._scdl: ClassDistributions | None = None
+        self._proportion: Proportion | None = None
         self._validation = ExitStack()
 
     def initialize(self) -> None:
@@ -71,6 +73,21 @@ class _HostTrainer(ImbalTrainer):
             for group in self._scdl.module.parameter_groups():
                 optimizer.add_param_group(group)
         return optimizer, schedule
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """Those of `ImbalTrainer`; measures how much of a patch each class fills, if the configuration asks for it."""
+        loaders = super().get_dataloaders()
+        semi = self.imbal_config.semi
+        if semi is None or not semi.proportion or self._proportion is not None:
+            return loaders
+        if self._mix is None:
+            self.print_to_log_file("Label proportion: no patch is unlabelled as a whole, so it never acts.")
+            return loaders
+        bank = measure_proportions(self._training_set, self.configuration_manager, self.label_manager)
+        self._proportion = Proportion(bank, label_spec(self.label_manager), self.device)
+        shares = ", ".join(f"{share:.3g}" for share in bank.mean(0).tolist())
+        self.print_to_log_file(f"Label proportion: in {len(bank)} patches the channels fill {shares} on average.")
+        return loaders
 
     def on_train_start(self) -> None:
         """Let the teacher begin where the network does, also after weights were loaded from elsewhere."""
@@ -95,6 +112,8 @@ class _HostTrainer(ImbalTrainer):
         terms = {}
         if self._teacher is not None:
             terms["unlabelled"] = self._unlabelled_ramp() * self._teacher.judge(output)
+        if self._proportion is not None and (semi := self.imbal_config.semi) is not None:
+            terms["proportion"] = semi.proportion * self._unlabelled_ramp() * self._proportion.loss(output, target)
         if self._scdl is not None and (scdl := self.imbal_config.scdl) is not None:
             weight = scdl.weight * self._ramp(scdl.ramp)
             terms["scdl"] = weight * self._scdl.loss(target, self._unlabelled_ramp())
@@ -144,6 +163,8 @@ class _HostTrainer(ImbalTrainer):
             state["teacher"] = self._teacher.state_dict()
         if self._scdl is not None:
             state["scdl"] = self._scdl.state_dict()
+        if self._proportion is not None:
+            state["proportion"] = self._proportion.state_dict()
         if self._teacher_predicts:
             state["student"] = unwrap(self.network).state_dict()
         return state
@@ -158,6 +179,8 @@ class _HostTrainer(ImbalTrainer):
             self._teacher.load_state_dict(state["teacher"])
         if self._scdl is not None and "scdl" in state:
             self._scdl.load_state_dict(state["scdl"])
+        if "proportion" in state:
+            self._proportion = Proportion.restore(state["proportion"], label_spec(self.label_manager), self.device)
         if "student" in state:
             unwrap(self.network).load_state_dict(state["student"])
 

@@ -1,5 +1,6 @@
 """Unlabelled cases inside nnU-Net: found without reading much, in training only, a set share of each batch."""
 
+import copy
 import inspect
 import json
 import os
@@ -28,7 +29,7 @@ from nnunet_imbal.config import ImbalConfig, Sampling
 from nnunet_imbal.errors import ConfigError
 from nnunet_imbal.labels import LabelSpec
 from nnunet_imbal.sampling import find_instances, merge
-from trainers import ImbalTrainer
+from trainers import ImbalTrainer, ImbalTrainerSemi
 from trainers._adapter import ActiveTerm, ImbalLoss
 from trainers._loader import Recipe
 from trainers._semi_loader import (
@@ -539,3 +540,29 @@ class TestCommands:
         assert sorted(validation) == training
         with open(trainer.log_file) as log:
             assert "Unlabelled: 2 cases, left out because unlabelled_share is 0" in log.read()
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_label_proportion(self, workspace, tmp_path, monkeypatch):
+        for key, value in {**workspace.environment, "nnUNet_results": str(tmp_path)}.items():
+            monkeypatch.setenv(key, value)
+        plans, dataset = (
+            json.loads((workspace.preprocessed / name).read_text()) for name in ("nnUNetPlans.json", "dataset.json")
+        )
+        configuration = plans["configurations"]["3d_fullres"]
+        configuration["patch_size"] = [16, 16, 16]
+        configuration["architecture"]["arch_kwargs"]["features_per_stage"] = [4, 8, 8, 8]
+        configuration["imbal"] = {"terms": [], "semi": {"proportion": 0.1, "ramp": 0.0}}
+        plans["continue_training"] = False
+        first, second = (
+            ImbalTrainerSemi(copy.deepcopy(plans), "3d_fullres", "all", dataset, torch.device("cpu")) for _ in range(2)
+        )
+        first.on_train_start()
+        first.on_train_epoch_start()
+        first.train_step(next(first.dataloader_train))
+        assert set(first.loss.values) == {"nnunet", "unlabelled", "proportion"}
+        with open(first.log_file) as log:
+            assert "Label proportion: in 500 patches the channels fill" in log.read()
+        first.save_checkpoint(str(tmp_path / "checkpoint.pth"))
+        second.load_checkpoint(str(tmp_path / "checkpoint.pth"))
+        states = [each._proportion.state_dict() for each in (first, second)]
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
