@@ -230,8 +230,8 @@ def describe_sampling(sampling: Sampling | None) -> str:
 def difference(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """Lines that tell where two resolved configurations differ; empty if they agree, whatever version and data say."""
     lines = []
-    stored = ImbalConfig.from_dict(stored).to_dict()  # an older release did not know all the keys
-    for key in sorted({*stored, *current} - {"version", "learned"}):
+    stored, current = (ImbalConfig.from_dict(each).to_dict() for each in (stored, current))  # with keys of any release
+    for key in sorted({*stored, *current}):
         was, now = (_plain(each.get(key)) for each in (stored, current))
         if was != now:
             lines += [f"  {key}:", f"    checkpoint: {was}", f"    now:        {now}"]
