@@ -69,8 +69,8 @@ class _Probabilities(torch.autograd.Function):
 
     @staticmethod
     def forward(errors: Tensor, target: Tensor) -> Tensor:
-        wrong = torch.expm1(-errors).neg_()
-        return torch.where(target, 1 - wrong, wrong)
+        wrong = errors.neg().expm1_().neg_()
+        return wrong.mul_(torch.where(target, -1.0, 1.0)).add_(target)  # 1 - wrong where the target is true
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -79,8 +79,7 @@ class _Probabilities(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         errors, target = ctx.saved_tensors
-        slope = torch.exp(-errors).mul_(grad)
-        return torch.where(target, -slope, slope), None
+        return errors.neg().exp_().mul_(grad).mul_(torch.where(target, -1.0, 1.0)), None
 
 
 @torch.library.custom_op("imbal::one_vs_rest_cross_entropy", mutates_args=())

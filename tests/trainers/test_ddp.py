@@ -41,7 +41,7 @@ def _rank(rank, folder, base):
     host = DC_and_CE_loss(options, {}, weight_ce=1, weight_dice=1, dice_class=MemoryEfficientSoftDiceLoss)
     host = DeepSupervisionWrapper(host, (1, 1e-6)) if base == "nnunet" else None
     config = ImbalConfig.from_dict({"base": base, "terms": [{"loss": name, "weight": 0.2} for name in LOSSES]})
-    loss = ImbalLoss(host, build_terms(config, LabelSpec(), (1.0, 1.0, 1.0)), LabelSpec())
+    loss = ImbalLoss(host, build_terms(config, LabelSpec(), (1.0, 1.0, 1.0), {}), LabelSpec())
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     for step in range(STEPS):
         labels = torch.zeros(1, 1, 8, 8, 8)
