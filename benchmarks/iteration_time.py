@@ -143,7 +143,7 @@ def make_trainer(name: str, labels: NDArray[np.uint8], device: str, seed: int) -
     if name != STOCK:
         never = 1 - np.eye(int(labels.max()))  # as a training on labels would learn, at its dearest
         trainer._learned = {"forbidden": never.tolist(), "radius_range": [0.5, 2.5]}
-        trainer._learn_anatomy()
+        trainer._learn_anatomy(())
         trainer.loss.epoch = trainer.num_epochs
     return trainer
 
