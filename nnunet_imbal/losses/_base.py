@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from nnunet_imbal.labels import check_labels, plain_tensor, to_one_hot
 from nnunet_imbal.ops import one_vs_rest_cross_entropy
 
-__all__ = ["CommonOptions", "SegmentationLoss"]
+__all__ = ["Averaging", "CommonOptions", "SegmentationLoss"]
 
 
 _LEAST_PROBABILITY = 1e-7  # of which the logarithm is taken when a user gives probabilities
@@ -32,6 +32,14 @@ class CommonOptions(TypedDict, total=False):
     smooth_dr: float
     batch: bool
     weight: Sequence[float] | Tensor | None
+
+
+class Averaging(TypedDict):
+    """The words that say how many numbers become one."""
+
+    batch: bool
+    weight: Tensor | None
+    reduction: str
 
 
 class SegmentationLoss(_Loss):
@@ -96,6 +104,11 @@ class SegmentationLoss(_Loss):
         """Names of all constructor words."""
         own = inspect.signature(cls.__init__).parameters.values()
         return [p.name for p in own if p.kind is p.KEYWORD_ONLY] + list(CommonOptions.__annotations__)
+
+    @property
+    def averaging(self) -> Averaging:
+        """How components, classes and samples become one number, for the function of the loss."""
+        return {"batch": self.batch, "weight": self.weight, "reduction": self.reduction}
 
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Loss of a batch.

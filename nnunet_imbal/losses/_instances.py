@@ -1,7 +1,7 @@
 """What losses per lesion share: whose voxels are whose, sums inside and outside, weights by size."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +14,6 @@ from nnunet_imbal.ops import cell_voxels, component_cells, component_labels
 from nnunet_imbal.ops._checks import CONNECTIVITIES, valid_connectivity
 
 __all__ = [
-    "Averaging",
     "BlobLoss",
     "CellLoss",
     "InstanceLoss",
@@ -42,14 +41,6 @@ class Parts(NamedTuple):
 
     inside: Tensor
     outside: Tensor
-
-
-class Averaging(TypedDict):
-    """The words of `reduce_components`."""
-
-    batch: bool
-    weight: Tensor | None
-    reduction: str
 
 
 def cells_of(
@@ -174,11 +165,6 @@ class InstanceLoss(SegmentationLoss):
         if connectivity is not None and connectivity not in known:
             raise ValueError(f"connectivity must be one of {known} or None, got {connectivity!r}")
         self.connectivity = connectivity
-
-    @property
-    def averaging(self) -> Averaging:
-        """How components become one number."""
-        return {"batch": self.batch, "weight": self.weight, "reduction": self.reduction}
 
 
 class CellLoss(InstanceLoss):

@@ -1,7 +1,6 @@
 """What losses of single voxels share: the cross-entropy of what is true, class frequencies, and the mean."""
 
 from collections.abc import Sequence
-from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -9,7 +8,7 @@ from torch.nn import functional as F
 from typing_extensions import Unpack
 
 from nnunet_imbal.errors import ConfigError
-from nnunet_imbal.losses._base import CommonOptions, SegmentationLoss
+from nnunet_imbal.losses._base import Averaging, CommonOptions, SegmentationLoss
 from nnunet_imbal.losses._reduce import mean_where
 from nnunet_imbal.losses._vessels import total
 
@@ -28,14 +27,11 @@ __all__ = [
 LEAST_SHARE = 1e-5  # a class that was never drawn must not get infinite weight
 
 
-class VoxelWords(TypedDict):
+class VoxelWords(Averaging):
     """The words that every function of a loss of single voxels takes."""
 
     exclusive: bool
     mask: Tensor | None
-    batch: bool
-    weight: Tensor | None
-    reduction: str
 
 
 def voxels_of(target: Tensor, mask: Tensor | None, exclusive: bool) -> Tensor:
@@ -147,13 +143,7 @@ class VoxelLoss(SegmentationLoss):
 
     def words(self, mask: Tensor | None) -> VoxelWords:
         """Words for the function of the loss."""
-        return {
-            "exclusive": self.exclusive,
-            "mask": mask,
-            "batch": self.batch,
-            "weight": self.weight,
-            "reduction": self.reduction,
-        }
+        return {"exclusive": self.exclusive, "mask": mask, **self.averaging}
 
 
 class FrequencyLoss(VoxelLoss):

@@ -221,7 +221,5 @@ class BreakageClDiceLoss(SegmentationLoss):
             voxel_weights=radius_weights(target, self.spacing, self.radius_range),
             smooth_nr=self.smooth_nr,
             smooth_dr=self.smooth_dr,
-            batch=self.batch,
-            weight=self.weight,
-            reduction=self.reduction,
+            **self.averaging,
         )

@@ -121,7 +121,5 @@ class CbDiceLoss(SegmentationLoss):
             spacing=self.spacing,
             smooth_nr=self.smooth_nr,
             smooth_dr=self.smooth_dr,
-            batch=self.batch,
-            weight=self.weight,
-            reduction=self.reduction,
+            **self.averaging,
         )

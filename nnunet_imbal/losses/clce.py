@@ -104,7 +104,5 @@ class ClCELoss(SegmentationLoss):
             target,
             mask=mask,
             iterations=self.iterations,
-            batch=self.batch,
-            weight=self.weight,
-            reduction=self.reduction,
+            **self.averaging,
         )

@@ -130,7 +130,5 @@ class ClDiceLoss(SegmentationLoss):
             iterations=self.iterations,
             smooth_nr=self.smooth_nr,
             smooth_dr=self.smooth_dr,
-            batch=self.batch,
-            weight=self.weight,
-            reduction=self.reduction,
+            **self.averaging,
         )

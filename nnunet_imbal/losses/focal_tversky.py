@@ -132,7 +132,5 @@ class FocalTverskyLoss(SegmentationLoss):
             gamma=self.gamma,
             smooth_nr=self.smooth_nr,
             smooth_dr=self.smooth_dr,
-            batch=self.batch,
-            weight=self.weight,
-            reduction=self.reduction,
+            **self.averaging,
         )

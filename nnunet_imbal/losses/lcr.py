@@ -229,9 +229,7 @@ class LCRLoss(FrequencyLoss):
             target,
             lcr_weights(shares[first:], self.exponent, cap=self.cap),
             mask=mask,
-            batch=self.batch,
-            weight=self.weight,
-            reduction=self.reduction,
+            **self.averaging,
         )
 
     def _implied(self, logits: Tensor, mask: Tensor | None, loss: Tensor) -> Tensor:

@@ -161,7 +161,5 @@ class RadiusDiceLoss(SegmentationLoss):
             per_class_norm=self.per_class_norm,
             smooth_nr=self.smooth_nr,
             smooth_dr=self.smooth_dr,
-            batch=self.batch,
-            weight=self.weight,
-            reduction=self.reduction,
+            **self.averaging,
         )

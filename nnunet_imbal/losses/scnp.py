@@ -223,7 +223,5 @@ class SCNPLoss(SegmentationLoss):
             mask=mask,
             smooth_nr=self.smooth_nr,
             smooth_dr=self.smooth_dr,
-            batch=self.batch,
-            weight=self.weight,
-            reduction=self.reduction,
+            **self.averaging,
         )

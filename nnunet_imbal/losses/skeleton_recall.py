@@ -111,7 +111,5 @@ class SkeletonRecallLoss(SegmentationLoss):
             target,
             smooth_nr=self.smooth_nr,
             smooth_dr=self.smooth_dr,
-            batch=self.batch,
-            weight=self.weight,
-            reduction=self.reduction,
+            **self.averaging,
         )

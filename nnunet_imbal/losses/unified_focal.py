@@ -164,7 +164,5 @@ class UnifiedFocalLoss(VoxelLoss):
             gamma=self.gamma,
             cross_entropy=self.cross_entropy,
             mask=mask,
-            batch=self.batch,
-            weight=self.weight,
-            reduction=self.reduction,
+            **self.averaging,
         )
