@@ -23,7 +23,7 @@ from nnunet_imbal.metrics.cldice import ClDice, cldice
 from nnunet_imbal.metrics.contacts import ContactMatch, match_contacts, touching_classes
 from nnunet_imbal.metrics.detection import Lesion, LesionMatch, f1_score, match_lesions, share
 from nnunet_imbal.metrics.dice import dice
-from nnunet_imbal.metrics.froc import FrocCurve, froc
+from nnunet_imbal.metrics.froc import FROC_THRESHOLDS, FrocCounts, FrocCurve, froc, froc_counts
 from nnunet_imbal.metrics.junctions import JunctionMatch, junctions, match_junctions
 from nnunet_imbal.metrics.panoptic_quality import (
     MatchedPair,
@@ -49,6 +49,7 @@ from nnunet_imbal.metrics.topcow import (
 
 __all__ = [
     "BRATS2023_RULES",
+    "FROC_THRESHOLDS",
     "BettiNumbers",
     "Brats2023Lesion",
     "Brats2023Rule",
@@ -57,6 +58,7 @@ __all__ = [
     "ClDice",
     "ContactMatch",
     "CowVessel",
+    "FrocCounts",
     "FrocCurve",
     "JunctionMatch",
     "Lesion",
@@ -82,6 +84,7 @@ __all__ = [
     "dice",
     "f1_score",
     "froc",
+    "froc_counts",
     "hd95",
     "junctions",
     "lesionwise_brats2023",

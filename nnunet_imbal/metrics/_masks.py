@@ -1,12 +1,13 @@
 """What all metrics do with masks: check them, and look only where something is."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Box", "Mask", "bounding_box", "check_pair", "check_spacing", "grow_box", "join_boxes"]
+__all__ = ["Box", "Mask", "bounding_box", "check_pair", "check_spacing", "grow_box", "join_boxes", "voxels_for"]
 
 Mask = NDArray[np.bool_]
 Box = tuple[slice, ...]
@@ -57,3 +58,16 @@ def grow_box(box: NDArray[np.int64], voxels: int, shape: tuple[int, ...]) -> Box
 def join_boxes(boxes: NDArray[np.int64]) -> NDArray[np.int64]:
     """Smallest box ``(ndim, 2)`` around all boxes ``(n, ndim, 2)``."""
     return np.stack([boxes[..., 0].min(axis=0), boxes[..., 1].max(axis=0)], axis=-1)
+
+
+def voxels_for(volume_mm3: float, spacing: Sequence[float], shape: tuple[int, ...]) -> int:
+    """Fewest voxels that fill a volume, at least 1; what misses it by a rounding error fills it.
+
+    Raises:
+        ValueError: There is not one positive spacing per axis.
+
+    Example:
+        >>> voxels_for(3, (1.0, 0.5, 0.5), (9, 9, 9)), voxels_for(0, (1.0, 0.5, 0.5), (9, 9, 9))
+        (12, 1)
+    """
+    return max(1, math.ceil(volume_mm3 / float(np.prod(check_spacing(spacing, shape))) - 1e-6))
