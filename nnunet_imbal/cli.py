@@ -109,7 +109,7 @@ def report(
     evaluation: Annotated[Path, typer.Argument(help="JSON file written by `nnunet-imbal evaluate`.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write.")] = Path("report.html"),
     images: Annotated[Path | None, typer.Option(help="Folder with the images (imagesTr or imagesTs).")] = None,
-    title: Annotated[str, typer.Option(help="Heading of the report.")] = "Which lesions were found?",
+    title: Annotated[str | None, typer.Option(help="Heading of the report.")] = None,
 ) -> None:
     """Write one self-contained HTML page that shows what was found and what was missed."""
     from nnunet_imbal.report import write_report

@@ -65,11 +65,12 @@ _STYLE: dict[Any, Any] = {
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
-def recall_figure(summary: dict[str, Any]) -> Markup:
+def recall_figure(summary: dict[str, Any], noun: str = "lesion") -> Markup:
     """Share of lesions found in each size group (decile), one panel per class.
 
     Args:
         summary: ``summary`` of the evaluation file; classes without lesions are left out.
+        noun: what one of them is called.
     """
     panels = {name: entry["recall_by_size"] for name, entry in summary.items() if entry["recall_by_size"]}
 
@@ -79,7 +80,7 @@ def recall_figure(summary: dict[str, Any]) -> Markup:
         for panel, (name, bins) in zip(axes.flat, panels.items(), strict=True):
             _draw_recall(panel, _shorten(name) if len(panels) > 1 else "", bins)
         figure.legend(*axes.flat[0].get_legend_handles_labels(), ncols=2, frameon=False, loc="outside upper right")
-        axes.flat[-1].set_xlabel("lesion volume, small to large")
+        axes.flat[-1].set_xlabel(f"{noun} volume, small to large")
 
     return to_svg("recall", (9.0, 2.6 * len(panels) + 0.2), draw)
 
@@ -105,12 +106,13 @@ def dice_figure(cases: Sequence[dict[str, Any]], names: Sequence[str]) -> Markup
     return to_svg("dice", (9.0, 1.1 + 0.55 * len(names)), draw)
 
 
-def size_figure(cases: Sequence[dict[str, Any]], names: Sequence[str]) -> Markup:
+def size_figure(cases: Sequence[dict[str, Any]], names: Sequence[str], noun: str = "lesion") -> Markup:
     """Volume of every lesion, found ones above missed ones, one row per class.
 
     Args:
         cases: ``cases`` of the evaluation file.
         names: classes to draw, top to bottom.
+        noun: what one of the lesions is called.
     """
 
     def draw(figure: Figure) -> None:
@@ -125,7 +127,7 @@ def size_figure(cases: Sequence[dict[str, Any]], names: Sequence[str]) -> Markup
                 label = ("found" if found else "missed") if row == 1 else None
                 heights = row + offset + 0.5 * _spread(len(volumes))
                 axes.scatter(volumes, heights, s=30, color=colour, marker=marker, alpha=0.8, linewidths=0, label=label)
-        volume_axis(axes, "Lesion volume")
+        volume_axis(axes, f"{noun.capitalize()} volume")
         axes.legend(ncols=2, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
         class_rows(axes, names)
 

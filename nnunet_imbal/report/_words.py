@@ -116,29 +116,30 @@ def short_path(path: str | Path) -> str:
     return "/".join(parts) if len(parts) < 3 else "\N{HORIZONTAL ELLIPSIS}/" + "/".join(parts[-2:])
 
 
-def lesion_sentence(lesions: Sequence[dict[str, Any]]) -> str:
+def lesion_sentence(lesions: Sequence[dict[str, Any]], noun: str = "lesion") -> str:
     """Say how many lesions were missed, small ones and large ones apart, and how large the largest was.
 
     Args:
         lesions: entries with ``volume_mm3`` and ``detected``.
+        noun: what one of them is called.
 
     Example:
         >>> lesion_sentence([{"volume_mm3": 8.0, "detected": False}, {"volume_mm3": 30.0, "detected": True}])
         '1 of 2 lesions was missed; its volume is 8 mm³.'
     """
     if not lesions:
-        return "The reference contains no lesion."
+        return f"The reference contains no {noun}."
     missed = [lesion["volume_mm3"] for lesion in lesions if not lesion["detected"]]
-    who = "The only lesion" if len(lesions) == 1 else f"All {len(lesions):,} lesions"
+    who = f"The only {noun}" if len(lesions) == 1 else f"All {len(lesions):,} {noun}s"
     if not missed:
         return f"{who} {'was' if len(lesions) == 1 else 'were'} found."
     if len(missed) == 1:
-        first = who if len(lesions) == 1 else f"1 of {count(len(lesions), 'lesion')}"
+        first = who if len(lesions) == 1 else f"1 of {count(len(lesions), noun)}"
         return f"{first} was missed; its volume is {volume(missed[0])}."
     largest = volume(max(missed))
     if len(missed) == len(lesions):
         return f"{who} were missed; the largest has {largest}."
-    share = f"{len(missed):,} of {len(lesions):,} lesions were missed{_by_size(lesions)}"
+    share = f"{len(missed):,} of {len(lesions):,} {noun}s were missed{_by_size(lesions)}"
     return f"{share}; the largest missed one has {largest}."
 
 

@@ -60,9 +60,7 @@ _NEEDED_OF_CLASS = (
 _GENERATOR = b'<meta name="generator" content="nnunet-imbal report">'
 
 
-def write_report(
-    evaluation: Path, out: Path, *, images: Path | None = None, title: str = "Which lesions were found?"
-) -> Path:
+def write_report(evaluation: Path, out: Path, *, images: Path | None = None, title: str | None = None) -> Path:
     """Write one HTML page that shows, without any server or network, what was found and what was missed.
 
     Args:
@@ -70,7 +68,7 @@ def write_report(
         out: HTML file to write; an older report there is replaced only when the new one is complete.
         images: folder with ``CASE_0000`` images; None looks in ``imagesTr`` and ``imagesTs`` beside the
             reference folder. Without a readable image the marks are shown on black, and the page says why.
-        title: heading of the page.
+        title: heading of the page; None asks which lesions were found, or which pieces if vessels were measured.
 
     Returns:
         ``out``.
@@ -85,16 +83,18 @@ def write_report(
     _check_complete(result, evaluation)
     cases = _worst_first(result["cases"])
     page = environment().get_template("report.html.j2")
+    noun = "piece" if result.get("topology") else "lesion"  # nobody calls a piece of a vessel a lesion
     html = page.render(
-        title=title,
+        title=title or f"Which {noun}s were found?",
+        noun=noun,
         result=result,
         evaluation=evaluation.resolve(),
         box_from=ENOUGH_FOR_BOX,
         measured=datetime.fromtimestamp(evaluation.stat().st_mtime, tz=timezone.utc),
         cases=cases,
         viewers=_viewers(cases, result, find_images(result, images)),
-        findings=_findings(result),
-        figures=_figures(result),
+        findings=_findings(result, noun),
+        figures=_figures(result, noun),
         vessels=vessel_pictures(result),
         **assets(),
     )
@@ -163,33 +163,34 @@ def _missed(entry: dict[str, Any]) -> list[dict[str, Any]]:
     return [lesion for lesion in entry["lesions"] if not lesion["detected"]]
 
 
-def _findings(result: dict[str, Any]) -> list[dict[str, Any]]:
+def _findings(result: dict[str, Any], noun: str) -> list[dict[str, Any]]:
     """One entry per class, lowest recall first: its name and two sentences."""
     summary = result["summary"]
     names = sorted(result["classes"], key=lambda name: (summary[name]["recall"] is None, summary[name]["recall"] or 0))
-    return [_finding(name, result["cases"]) for name in names]
+    return [_finding(name, result["cases"], noun) for name in names]
 
 
-def _finding(name: str, cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _finding(name: str, cases: Sequence[dict[str, Any]], noun: str) -> dict[str, Any]:
     measured = [case["classes"][name] for case in cases]
     false_alarms = sum(entry["false_positive_count"] for entry in measured)
     silent = sum(entry["volume_prediction_mm3"] == 0 for entry in measured)
     return {
         "name": name,
-        "lesions": _words.lesion_sentence([lesion for entry in measured for lesion in entry["lesions"]]),
+        "lesions": _words.lesion_sentence([lesion for entry in measured for lesion in entry["lesions"]], noun),
         "false_alarms": _words.false_alarm_sentence(false_alarms, len(cases), silent),
         "count": false_alarms,
         "silent": silent == len(cases),
     }
 
 
-def _figures(result: dict[str, Any]) -> dict[str, Markup | None]:
-    names = [finding["name"] for finding in _findings(result)][:MAX_CLASSES]
+def _figures(result: dict[str, Any], noun: str) -> dict[str, Markup | None]:
+    names = [finding["name"] for finding in _findings(result, noun)][:MAX_CLASSES]
     summary = {name: result["summary"][name] for name in names}
-    some_lesion = any(entry["recall_by_size"] for entry in summary.values())
+    some = any(entry["recall_by_size"] for entry in summary.values())
+    several = {name: entry for name, entry in summary.items() if len(entry["recall_by_size"]) > 1}
     return {
-        "recall": recall_figure(summary) if some_lesion else None,
-        "size": size_figure(result["cases"], names) if some_lesion else None,
+        "recall": recall_figure(several, noun) if several else None,
+        "size": size_figure(result["cases"], names, noun) if some else None,
         "dice": dice_figure(result["cases"], names) if len(result["cases"]) > 1 else None,
     }
 

@@ -70,6 +70,9 @@ def test_page_shows_table_and_pictures(dataset, measured, tmp_path):
     assert page.index("case_002</b>") < page.index("case_001</b>")  # lowest clDice first
     mean = load_evaluation(evaluation)["summary"]["lesion"]["topology"]["cldice"]["mean"]
     assert f"<td>{mean:.2f}</td>" in page
+    assert "Which pieces were found?" in page
+    assert "All 4 pieces were found." in page
+    assert "lesions" not in page.split("<body>")[1].split("<script")[0].lower()  # the class is called "lesion"
 
 
 def test_without_topology_the_page_says_nothing_of_it(two_lesions, tmp_path):
