@@ -72,6 +72,7 @@ def test_page_shows_table_and_pictures(dataset, measured, tmp_path):
     assert f"<td>{mean:.2f}</td>" in page
     assert "Which pieces were found?" in page
     assert "All 4 pieces were found." in page
+    assert "of the centre line was found; the number of pieces is off by 0.5 on average" in page
     assert "lesions" not in page.split("<body>")[1].split("<script")[0].lower()  # the class is called "lesion"
 
 
