@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from filelock import FileLock
 
 HERE = Path(__file__).parent
 SIZE = 32
@@ -35,6 +37,7 @@ class Workspace:
             **{f"nnUNet_{name}": str(self.folder / name) for name in ("raw", "preprocessed", "results")},
             "nnUNet_n_proc_DA": "0",
             "nnUNet_def_n_proc": "1",
+            "OMP_THREAD_LIMIT": "1",  # on a CPU nnU-Net takes a thread per core; on a busy one they wait for each other
             "nnUNet_compile": "f",
             "MPLBACKEND": "agg",
             "nnUNet_extTrainer": str(HERE / "ext"),
@@ -96,25 +99,34 @@ def write_raw_dataset(raw, dataset, mode, cases=6):
     (folder / "dataset.json").write_text(json.dumps(description))
 
 
+def _plan(folder, mode):
+    workspace = Workspace(folder, f"Dataset{500 + list(LABELS).index(mode)}_Tiny")
+    write_raw_dataset(folder / "raw", workspace.dataset, mode)
+    configurations = ["2d", "3d_fullres"] if mode == "labels" else ["3d_fullres"]
+    workspace.run(
+        "nnUNetv2_plan_and_preprocess",
+        *("-d", workspace.dataset[7:10], "-c", *configurations, "-np", *["1"] * len(configurations), "-npfp", "1"),
+        "--verify_dataset_integrity",
+        nnUNet_n_proc_DA="1",  # nnU-Net 2.8 cannot plan with 0 workers
+    )
+    return workspace
+
+
 @pytest.fixture(scope="session")
-def workspaces(tmp_path_factory):
-    """Function mode -> Workspace, made at the first call."""
+def workspaces(tmp_path_factory, shared_folder):
+    """Function mode -> Workspace: planned once in all test processes, a copy for each of them, made at the first call."""
     made = {}
 
     def get(mode):
         if mode not in made:
-            folder = tmp_path_factory.mktemp(mode)
-            workspace = Workspace(folder, f"Dataset{500 + list(LABELS).index(mode)}_Tiny")
-            write_raw_dataset(folder / "raw", workspace.dataset, mode)
-            number = workspace.dataset[7:10]
-            configurations = ["2d", "3d_fullres"] if mode == "labels" else ["3d_fullres"]
-            workspace.run(
-                "nnUNetv2_plan_and_preprocess",
-                *("-d", number, "-c", *configurations, "-np", *["1"] * len(configurations), "-npfp", "1"),
-                "--verify_dataset_integrity",
-                nnUNet_n_proc_DA="1",  # nnU-Net 2.8 cannot plan with 0 workers
-            )
-            made[mode] = workspace
+            original = shared_folder / mode
+            with FileLock(f"{original}.lock"):
+                if not original.exists():
+                    work = tmp_path_factory.mktemp("planning")
+                    _plan(work, mode)
+                    work.rename(original)
+            copy = shutil.copytree(original, tmp_path_factory.mktemp("workspaces") / mode)
+            made[mode] = Workspace(copy, next((copy / "raw").iterdir()).name)
         return made[mode]
 
     return get
