@@ -5,6 +5,11 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 SLOW = slow or e2e or packaging or browser or ddp or gpu
 
+# Several test processes of one thread each where pytest-xdist is installed, at most four because nnU-Net needs memory;
+# `make test WORKERS=` runs all tests in one process.
+WORKERS = $$($(BIN)/python -c "import xdist; print('--numprocesses=logical --maxprocesses=4 --dist=worksteal')" 2>/dev/null)
+PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest $(WORKERS)
+
 .PHONY: help demo install test test-fast lint doctor clean-venv
 .DEFAULT_GOAL = help
 
@@ -27,10 +32,10 @@ $(INSTALLED): pyproject.toml $(wildcard startup/*)
 	touch $@
 
 test: lint test-fast  ## every check: style, types, fast tests, slow tests
-	$(BIN)/pytest -m "$(SLOW)"
+	$(PYTEST) -m "$(SLOW)" --durations=20
 
 test-fast: install  ## the tests that take seconds
-	$(BIN)/pytest -m "not ($(SLOW))"
+	$(PYTEST) -m "not ($(SLOW))"
 
 lint: install  ## style and types
 	$(BIN)/ruff check

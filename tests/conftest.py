@@ -1,4 +1,4 @@
-"""What all tests share: volumes with a few components, seeded."""
+"""What all tests share: volumes with a few components, seeded; and what several test processes must not share."""
 
 import os
 
@@ -7,6 +7,21 @@ import pytest
 import torch
 
 os.environ.setdefault("MPLBACKEND", "agg")
+
+
+def pytest_configure(config):
+    """Give each of several test processes kernels of its own: numba's cache mixes up what two write at once."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker:
+        folder = config.rootpath / ".pytest_cache" / "numba" / worker
+        os.environ["NUMBA_CACHE_DIR"] = str(folder)
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory):
+    """A folder that all processes of this test run see."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 @pytest.fixture
