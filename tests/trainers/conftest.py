@@ -114,7 +114,7 @@ def _plan(folder, mode):
 
 @pytest.fixture(scope="session")
 def workspaces(tmp_path_factory, shared_folder):
-    """Function mode -> Workspace: planned once in all test processes, a copy for each of them, made at the first call."""
+    """Function mode -> Workspace: planned once, a copy for each test process, made at its first call."""
     made = {}
 
     def get(mode):
