@@ -37,7 +37,6 @@ class Workspace:
             **{f"nnUNet_{name}": str(self.folder / name) for name in ("raw", "preprocessed", "results")},
             "nnUNet_n_proc_DA": "0",
             "nnUNet_def_n_proc": "1",
-            "OMP_THREAD_LIMIT": "1",  # on a CPU nnU-Net takes a thread per core; on a busy one they wait for each other
             "nnUNet_compile": "f",
             "MPLBACKEND": "agg",
             "nnUNet_extTrainer": str(HERE / "ext"),
