@@ -34,6 +34,8 @@ class _Short:
             seed(int(os.environ["BENCHMARK_SEED"]))
         if "BENCHMARK_FORCED_PATCHES" in os.environ:
             self.oversample_foreground_percent = float(os.environ["BENCHMARK_FORCED_PATCHES"])
+        if "OMP_NUM_THREADS" in os.environ:  # nnU-Net took a thread per core; on a busy one they wait for each other
+            torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         super().on_train_start()
         if "BENCHMARK_WEIGHTS" in os.environ:  # nnU-Net's -pretrained_weights would leave out the last layers
             checkpoint = torch.load(os.environ["BENCHMARK_WEIGHTS"], self.device, weights_only=False)  # made by us
