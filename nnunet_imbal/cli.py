@@ -243,6 +243,47 @@ def export(
     typer.echo(export_model(model, out, trust=trust))
 
 
+@app.command("operating-point", context_settings={"allow_extra_args": True})
+def operating_point(
+    context: typer.Context,
+    model: Annotated[Path, typer.Argument(help="Results folder, e.g. ImbalTrainer__nnUNetPlans__3d_fullres.")],
+    folds: Annotated[
+        list[int] | None, typer.Option("--folds", "-f", help="Folds to choose on, e.g. 0 1 2; default: all validated.")
+    ] = None,
+    at_most_false_positives: Annotated[
+        float | None, typer.Option(min=0, help="Highest recall at this price per case, instead of highest F1.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Expert's label maps; default: those nnU-Net preprocessed.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file; default: in the results folder.")] = None,
+    workers: Annotated[int, typer.Option("--workers", "-n", min=1, help="Cases measured at the same time.")] = 2,
+) -> None:
+    """Choose threshold and smallest volume per class on the validation cases, for `nnunet-imbal predict`."""
+    from nnunet_imbal.operating_point import FILE_NAME, Criterion, choose_operating_point, print_operating_point
+
+    more = context.args  # `--folds 0 1 2`: the option takes the 0
+    if more and not (folds and all(word.isdigit() for word in more)):
+        raise typer.BadParameter(f"unexpected {' '.join(more)}; say: operating-point MODEL_FOLDER --folds 0 1")
+    chosen = [*folds, *map(int, more)] if folds else None
+    criterion = Criterion(at_most_false_positives)
+    point = choose_operating_point(model, folds=chosen, references=labels, criterion=criterion, workers=workers)
+    print_operating_point(point)
+    point.save(out or model / FILE_NAME)
+    typer.echo(f"Written to {out or model / FILE_NAME}")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def predict(context: typer.Context) -> None:
+    """Predict as nnUNetv2_predict does, with its options, at the model's operating point if it has one."""
+    from importlib import import_module
+
+    from nnunet_imbal.discovery import announce_trainers
+
+    announce_trainers()
+    import_module("trainers._prediction").main(context.args)  # late: nothing else here needs nnU-Net
+
+
 @app.command("trainers-path")
 def trainers_path() -> None:
     """Print the folder for nnUNet_extTrainer."""

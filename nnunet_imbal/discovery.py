@@ -10,7 +10,7 @@ from typing import Literal
 
 from nnunet_imbal.errors import ConfigError, DataError
 
-__all__ = ["VARIABLE", "Mechanism", "active_mechanism", "discovery_folder", "run_with_trainers"]
+__all__ = ["VARIABLE", "Mechanism", "active_mechanism", "announce_trainers", "discovery_folder", "run_with_trainers"]
 
 VARIABLE = "nnUNet_extTrainer"
 Mechanism = Literal["start-up file", "environment variable", "none"]
@@ -45,6 +45,11 @@ def active_mechanism() -> Mechanism:
     if not _is_listed(discovery_folder(), os.environ.get(VARIABLE, "")):
         return "none"
     return "start-up file" if "_nnunet_imbal_start" in sys.modules else "environment variable"
+
+
+def announce_trainers() -> None:
+    """Let nnU-Net find our trainers in this process and its children; folders that are named already come first."""
+    os.environ[VARIABLE] = _with_folder(os.environ.get(VARIABLE, ""), discovery_folder())
 
 
 def run_with_trainers(args: Sequence[str]) -> int:
