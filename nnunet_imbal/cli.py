@@ -45,19 +45,35 @@ def configure(
     sampling: Annotated[
         bool, typer.Option("--sampling", help="Force patches to classes and instances alike, large or small.")
     ] = False,
+    recipe: Annotated[
+        bool, typer.Option("--recipe", help="Start from what ImbalTrainer would choose for the dataset.")
+    ] = False,
+    without: Annotated[
+        list[str] | None, typer.Option("--without", help="Part of the recipe to leave out, e.g. cc_dice; repeatable.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Length of the training, by which a recipe starts terms.")] = 1000,
     source: Annotated[str, typer.Option("--from", help="Configuration to start from.")] = "3d_fullres",
     plans: Annotated[str, typer.Option("--plans", "-p", help="Plans identifier.")] = "nnUNetPlans",
 ) -> None:
     """Add a configuration with other losses or patches to a dataset's plans, for `nnUNetv2_train -tr ImbalTrainer`."""
     from nnunet_imbal.check import find_dataset
-    from nnunet_imbal.config import Sampling
-    from nnunet_imbal.configure import add_configuration, parse_term
+    from nnunet_imbal.config import ImbalConfig, Sampling
+    from nnunet_imbal.configure import add_configuration, edit, parse_term, patch_size
+    from nnunet_imbal.fingerprint import find_fingerprint
+    from nnunet_imbal.recipe import choose_recipe, print_recipe
 
-    if not loss and not sampling:
-        raise typer.BadParameter("name at least one --loss, or --sampling, or both")
-    folder = find_dataset(dataset, "nnUNet_preprocessed")
-    terms, chosen = [parse_term(words) for words in loss or ()], Sampling() if sampling else None
-    typer.echo(add_configuration(folder / f"{plans}.json", source=source, name=name, terms=terms, sampling=chosen))
+    if not (loss or sampling or recipe):
+        raise typer.BadParameter("name at least one --loss, or --sampling, or --recipe")
+    if without and not recipe:
+        raise typer.BadParameter("--without leaves out parts of --recipe")
+    folder, config = find_dataset(dataset, "nnUNet_preprocessed"), ImbalConfig()
+    file, terms = folder / f"{plans}.json", [parse_term(words) for words in loss or ()]
+    if recipe:
+        chosen = choose_recipe(find_fingerprint(folder), epochs=epochs, patch_size=patch_size(file, source))
+        print_recipe(chosen)
+        config = chosen.config
+    config = edit(config, terms=terms, sampling=Sampling() if sampling else None, without=without or ())
+    typer.echo(add_configuration(file, source=source, name=name, config=config))
 
 
 @app.command()
@@ -157,12 +173,14 @@ def fingerprint(
     """Tell what is imbalanced in a dataset: rare classes, small pieces, thin vessels, mirror images."""
     from nnunet_imbal.check import find_dataset
     from nnunet_imbal.fingerprint import default_path, fingerprint_dataset, print_fingerprint
+    from nnunet_imbal.recipe import choose_recipe, print_recipe
     from nnunet_imbal.report import write_fingerprint_page
 
     folder = find_dataset(dataset)
     path = out or default_path(folder)
     found = fingerprint_dataset(folder, out=path, workers=workers)
     print_fingerprint(found)
+    print_recipe(choose_recipe(found))
     if html:
         typer.echo(f"Page: {write_fingerprint_page(found, folder, html)}")
     typer.echo(f"Written to {path}" if path else "Not kept: plan the dataset first, or name a file with --out.")

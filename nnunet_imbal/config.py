@@ -232,7 +232,7 @@ class ImbalConfig:
         Raises:
             ConfigError: says which key or value is wrong and what would be right.
         """
-        values = _mapping("imbal", entry, cls, also=("version", "learned"))
+        values = _mapping("imbal", entry, cls, also=("version", "learned", "recipe"))
         base = _typed("base", values.get("base", "nnunet"), str)
         if base not in _BASES:
             raise ConfigError("imbal: " + unknown_name("base", base, _BASES))

@@ -34,7 +34,7 @@ _CONSOLE = Console(highlight=False)
 
 
 @dataclass(frozen=True)
-class _Recipe:
+class _Size:
     """A dataset and a network that fit into a few minutes of two CPU cores."""
 
     phantom: Phantom
@@ -47,10 +47,10 @@ class _Recipe:
 # Many lesions in few cases, so that the report has something to count: as in patients with at least 5 metastases
 # (median 10 lesions, 5.2 cm³ in all; PMC12802373).
 _LESIONS = LesionPhantom(median_mm3=150, log_sd=1.5, count_median=10, count_log_sd=0.5, count_range=(5, 20))
-_RECIPES = MappingProxyType(
+_SIZES = MappingProxyType(
     {
-        "phantom-lesions": _Recipe(_LESIONS, 900, 20, 4, (44, 44, 44)),
-        "spine": _Recipe(SpinePhantom(), 901, 12, 2, (52, 36, 52)),
+        "phantom-lesions": _Size(_LESIONS, 900, 20, 4, (44, 44, 44)),
+        "spine": _Size(SpinePhantom(), 901, 12, 2, (52, 36, 52)),
     }
 )
 
@@ -85,8 +85,8 @@ def run_demo(data: str, out: Path, *, trainer: str = "ImbalTrainer_demo", device
         ConfigError: Unknown data or device, ``out`` belongs to something else, or nnU-Net is not installed.
         DataError: A step failed; the message holds the end of its log.
     """
-    if data not in _RECIPES:
-        raise ConfigError(unknown_name("dataset", data, _RECIPES))
+    if data not in _SIZES:
+        raise ConfigError(unknown_name("dataset", data, _SIZES))
     if device not in _DEVICES:
         raise ConfigError(f"The device is {device!r}; expected one of {', '.join(_DEVICES)}.")
     demo, begin = _Demo(data, Path(out).resolve(), trainer, device), time.monotonic()
@@ -109,12 +109,12 @@ class _Demo:
     device: str
 
     @property
-    def recipe(self) -> _Recipe:
-        return _RECIPES[self.data]
+    def size(self) -> _Size:
+        return _SIZES[self.data]
 
     @property
     def dataset(self) -> str:
-        return f"Dataset{self.recipe.dataset_id:03d}_{self.recipe.phantom.title}"
+        return f"Dataset{self.size.dataset_id:03d}_{self.size.phantom.title}"
 
     @property
     def raw(self) -> Path:
@@ -166,7 +166,7 @@ class _Demo:
         return {**os.environ, **variables}
 
     def _planning(self) -> tuple[tuple[str, ...], ...]:
-        number = str(self.recipe.dataset_id)
+        number = str(self.size.dataset_id)
         return (
             ("nnUNetv2_extract_fingerprint", "-d", number, "-np", "1", "--verify_dataset_integrity", "--no_pbar"),
             ("nnUNetv2_plan_experiment", "-d", number),
@@ -174,13 +174,13 @@ class _Demo:
         )
 
     def _training(self) -> tuple[str, ...]:
-        where = (str(self.recipe.dataset_id), _CONFIGURATION, "0")
+        where = (str(self.size.dataset_id), _CONFIGURATION, "0")
         # --c goes on after an interruption, and starts anew if there is nothing to go on from.
         return ("nnUNetv2_train", *where, "-tr", self.trainer, "-device", self.device, "--c")
 
     def _prediction(self) -> tuple[str, ...]:
         folders = ("-i", str(self.raw / "imagesTs"), "-o", str(self.predictions))
-        model = ("-d", str(self.recipe.dataset_id), "-c", _CONFIGURATION, "-f", "0", "-tr", self.trainer)
+        model = ("-d", str(self.size.dataset_id), "-c", _CONFIGURATION, "-f", "0", "-tr", self.trainer)
         light = ("-npp", "1", "-nps", "1", "--disable_tta", "--disable_progress_bar")
         return ("nnUNetv2_predict", *folders, *model, "-device", self.device, *light)
 
@@ -190,9 +190,9 @@ class _Demo:
 
     def _make_dataset(self) -> None:
         if not self.raw.exists():
-            recipe = self.recipe
-            numbers = {"dataset_id": recipe.dataset_id, "cases": recipe.cases, "test_cases": recipe.test_cases}
-            write_dataset(recipe.phantom, self.raw.parent, **numbers)
+            size = self.size
+            numbers = {"dataset_id": size.dataset_id, "cases": size.cases, "test_cases": size.test_cases}
+            write_dataset(size.phantom, self.raw.parent, **numbers)
         if print_problems(self.raw, check_dataset(self.raw), _CONSOLE):
             raise DataError(f"{self.raw} was changed after the demo had made it. Choose another folder.")
 
@@ -201,7 +201,7 @@ class _Demo:
         path = self.preprocessed / "nnUNetPlans.json"
         plans = json.loads(path.read_text(encoding="utf-8"))
         configurations = plans["configurations"]
-        configurations[_CONFIGURATION] = _small(configurations["3d_fullres"], self.recipe.patch_size)
+        configurations[_CONFIGURATION] = _small(configurations["3d_fullres"], self.size.patch_size)
         write_atomically(path, json.dumps(plans, indent=4) + "\n")
         cases = sorted(file.name.removesuffix(".nii.gz") for file in (self.raw / "labelsTr").iterdir())
         # One is enough, for nnU-Net predicts it in eight mirrored versions.

@@ -55,7 +55,7 @@ def test_command_writes_sampling(plans, monkeypatch):
 def test_refusals_write_nothing(plans, source, name, message):
     before = plans.read_text()
     with pytest.raises(ConfigError, match=message):
-        add_configuration(plans, source=source, name=name, terms=[parse_term("cc_dice")])
+        add_configuration(plans, source=source, name=name, config=ImbalConfig())
     assert plans.read_text() == before
     assert [path.name for path in plans.parent.iterdir()] == [plans.name]
 
@@ -63,9 +63,9 @@ def test_refusals_write_nothing(plans, source, name, message):
 def test_unreadable_plans(plans):
     plans.write_text("{")
     with pytest.raises(DataError, match="not valid JSON"):
-        add_configuration(plans, source="3d_fullres", name="new", terms=[])
+        add_configuration(plans, source="3d_fullres", name="new", config=ImbalConfig())
     with pytest.raises(DataError, match="nnUNetv2_plan_experiment"):
-        add_configuration(plans.with_name("Other.json"), source="3d_fullres", name="new", terms=[])
+        add_configuration(plans.with_name("Other.json"), source="3d_fullres", name="new", config=ImbalConfig())
 
 
 @pytest.mark.parametrize("words", ["cc_dise", "cc_dice=much", "cc_dice=-1"])

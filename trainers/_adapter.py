@@ -190,9 +190,17 @@ def repair_levels(loss: nn.Module) -> nn.Module:
     return loss
 
 
-def record(config: ImbalConfig, learned: Mapping[str, Any], plans: dict[str, Any], configuration: str) -> None:
-    """Write the resolved configuration and our version into the plans, hence into every checkpoint."""
+def record(
+    config: ImbalConfig,
+    learned: Mapping[str, Any],
+    plans: dict[str, Any],
+    configuration: str,
+    choices: Sequence[Mapping[str, str]] = (),
+) -> None:
+    """Write the resolved configuration, why it was chosen, and our version into the plans, hence into checkpoints."""
     entry = {**config.to_dict(), "learned": dict(learned), "version": __version__}
+    if choices:
+        entry["recipe"] = [dict(choice) for choice in choices]
     plans["configurations"][configuration]["imbal"] = entry
 
 

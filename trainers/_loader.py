@@ -17,11 +17,11 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunet_imbal.config import Sampling
 from nnunet_imbal.sampling import Draw, InstanceBalancedSampler, InstanceIndex, Region, cached_index, case_weights
 
-__all__ = ["InstanceBalancedLoader", "Recipe", "dataset_index", "label_file", "loaders_by"]
+__all__ = ["InstanceBalancedLoader", "PatchRecipe", "dataset_index", "label_file", "loaders_by"]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PatchRecipe:
     """What `InstanceBalancedLoader` needs to know beyond nnU-Net's own arguments.
 
     Attributes:
@@ -53,7 +53,7 @@ class InstanceBalancedLoader(nnUNetDataLoader):
         kwargs: nnU-Net's own.
     """
 
-    def __init__(self, data: nnUNetBaseDataset, recipe: Recipe, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, data: nnUNetBaseDataset, recipe: PatchRecipe, *args: Any, **kwargs: Any) -> None:
         super().__init__(data, *args, **kwargs)
         sampling = recipe.sampling
         self.recipe = recipe

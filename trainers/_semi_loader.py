@@ -9,7 +9,7 @@ import torch
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 
-from trainers._loader import InstanceBalancedLoader, Recipe
+from trainers._loader import InstanceBalancedLoader, PatchRecipe
 
 __all__ = [
     "Mix",
@@ -122,7 +122,7 @@ class SemiInstanceBalancedLoader(SemiLoader, InstanceBalancedLoader):
 
 
 def training_loader(
-    data: nnUNetBaseDataset, recipe: Recipe | None, mix: Mix | None, *args: Any, **kwargs: Any
+    data: nnUNetBaseDataset, recipe: PatchRecipe | None, mix: Mix | None, *args: Any, **kwargs: Any
 ) -> nnUNetDataLoader:
     """The loader for a choice of patches.
 

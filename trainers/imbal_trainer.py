@@ -28,8 +28,9 @@ from trainers._adapter import (
     require_hosts,
 )
 from trainers._anatomy import learn_anatomy, learn_frequencies, tell_guarded, wanted
-from trainers._loader import Recipe, dataset_index, loaders_by
+from trainers._loader import PatchRecipe, dataset_index, loaders_by
 from trainers._mirroring import Mirroring, choose_mirroring, directions_of, use_label_swap
+from trainers._recipe import dataset_recipe, recipe_entry, stored_entry
 from trainers._semi_loader import Mix, describe_mix, forced_share, mix_patches, training_loader
 from trainers._unlabelled import (
     SPOILT_FINGERPRINT,
@@ -45,26 +46,29 @@ ALLOW_CHANGE = "NNUNET_IMBAL_ALLOW_CONFIG_CHANGE"
 
 
 class ImbalTrainer(nnUNetTrainer):
-    """nnU-Net with Dice + CE + CC-Dice, or with the terms and the sampling that the plans name under ``imbal``.
+    """nnU-Net with the losses, the patches and the mirroring that fit what is imbalanced in the dataset.
 
-    Everything but the loss, and the choice of training patches if ``sampling`` is given, is stock nnU-Net. The entry
-    ``imbal`` of the configuration in the plans file goes before the class attribute; what was used is stored in the
-    plans of the results and in every checkpoint.
+    Without an entry ``imbal`` in the plans, and without a class attribute, `nnunet_imbal.recipe` chooses them from the
+    dataset's fingerprint when training starts; a training that is resumed goes on as it began. Everything else is
+    stock nnU-Net, and so is the whole of it if nothing is imbalanced. What was used, and why, is stored in the plans
+    of the results and in every checkpoint.
 
     Attributes:
-        imbal: default configuration, see `nnunet_imbal.config.ImbalConfig`.
+        imbal: configuration if the plans name none, see `nnunet_imbal.config.ImbalConfig`; None: chosen from the data.
+        imbal_config: the one in use; if it is chosen from the data, only `initialize` or `load_checkpoint` sets it.
         hosts: entries of the configuration that only some trainers know.
         epochs: overrides nnU-Net's 1000 epochs.
         iterations: overrides nnU-Net's 250 training iterations an epoch.
         val_iterations: overrides nnU-Net's 50 validation iterations an epoch.
     """
 
-    imbal: ClassVar[Mapping[str, Any]] = {"terms": [{"loss": "cc_dice"}], "mirroring": "auto"}
+    imbal: ClassVar[Mapping[str, Any] | None] = None
     hosts: ClassVar[frozenset[str]] = frozenset()
     epochs: ClassVar[int | None] = None
     iterations: ClassVar[int | None] = None
     val_iterations: ClassVar[int | None] = None
 
+    imbal_config: ImbalConfig
     num_epochs: int
     num_iterations_per_epoch: int
     num_val_iterations_per_epoch: int
@@ -82,12 +86,12 @@ class ImbalTrainer(nnUNetTrainer):
         self.num_epochs = self.epochs or self.num_epochs
         self.num_iterations_per_epoch = self.iterations or self.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.val_iterations or self.num_val_iterations_per_epoch
-        entry = self.configuration_manager.configuration.get("imbal", self.imbal)
-        self.imbal_config = ImbalConfig.from_dict(entry)
-        require_hosts(self.imbal_config, self.hosts, type(self).__name__)
-        self._learned: dict[str, Any] = dict(entry.get("learned", {}))
-        self._imbal_terms()  # a wrong option must stop us here, before the dataset is unpacked
-        record(self.imbal_config, self._learned, self.plans_manager.plans, configuration)
+        entry = self.configuration_manager.configuration.get("imbal")
+        self._entry = self.imbal if entry is None else entry
+        self._learned: dict[str, Any] = {}
+        self._choices: list[dict[str, str]] = []
+        if self._entry is not None:
+            self._configure(self._entry)
         self._iteration = 0
         self._forced = self.oversample_foreground_percent
         self._forced_overall = self.oversample_foreground_percent
@@ -95,6 +99,37 @@ class ImbalTrainer(nnUNetTrainer):
         self._unlabelled: frozenset[str] | None = None
         self._mix: Mix | None = None
         self._mirroring: Mirroring | None = None
+
+    def _configure(self, entry: Mapping[str, Any]) -> None:
+        self.imbal_config = ImbalConfig.from_dict(entry)
+        require_hosts(self.imbal_config, self.hosts, type(self).__name__)
+        self._learned = dict(entry.get("learned", {}))
+        self._choices = list(entry.get("recipe", []))
+        self._imbal_terms()  # a wrong option must stop us here, before the dataset is unpacked
+        self._record()
+
+    def _record(self) -> None:
+        plans = self.plans_manager.plans
+        record(self.imbal_config, self._learned, plans, self.configuration_name, self._choices)
+
+    def initialize(self) -> None:
+        """Build everything as nnU-Net does; before that, choose what fits the dataset if nobody has chosen.
+
+        Raises:
+            DataError: the dataset's labels cannot be measured.
+        """
+        if not hasattr(self, "imbal_config"):
+            self._choose_recipe()
+        super().initialize()
+
+    def _choose_recipe(self) -> None:
+        folder, size = Path(self.preprocessed_dataset_folder_base), self.configuration_manager.patch_size
+        self._configure(recipe_entry(dataset_recipe(folder, epochs=self.num_epochs, patch_size=size)))
+        self._tell_recipe(f"Chosen by what is imbalanced in {folder.name}:")
+
+    def _tell_recipe(self, title: str) -> None:
+        lines = [f"- {choice['what']}: {choice['reason']}" for choice in self._choices]
+        self.print_to_log_file("\n".join([title, *lines]))
 
     def _build_loss(self) -> ImbalLoss:
         with warnings.catch_warnings():
@@ -194,7 +229,7 @@ class ImbalTrainer(nnUNetTrainer):
             self._learned |= learn_anatomy(words, self._training_set, self.label_manager, spacing, table, say)
             if "frequencies" in words:
                 self._learned["frequencies"] = learn_frequencies(batches, self.label_manager, self.device, say)
-            record(self.imbal_config, self._learned, self.plans_manager.plans, self.configuration_name)
+            self._record()
         if self._learned:
             self.loss.use(self._imbal_terms())
             self.loss.to(self.device)
@@ -204,7 +239,7 @@ class ImbalTrainer(nnUNetTrainer):
         if data is not self._training_set:
             return nnUNetDataLoader(data, *args, **kwargs)
         self._mix = self._choose_mix()
-        return training_loader(data, self._recipe(data), self._mix, *args, **kwargs)
+        return training_loader(data, self._patch_recipe(data), self._mix, *args, **kwargs)
 
     def _choose_mix(self) -> Mix | None:
         cases, share = self._unlabelled_cases(), self.imbal_config.unlabelled_share
@@ -220,7 +255,7 @@ class ImbalTrainer(nnUNetTrainer):
         ignore = None if self.label_manager.has_regions else self.label_manager.ignore_label
         return mix_patches(cases, share, size, rank, ranks, forced_share(self._forced_overall, size, coin), ignore)
 
-    def _recipe(self, data: Any) -> Recipe | None:
+    def _patch_recipe(self, data: Any) -> PatchRecipe | None:
         sampling = self.imbal_config.sampling
         if sampling is None:
             return None
@@ -230,7 +265,7 @@ class ImbalTrainer(nnUNetTrainer):
         if not len(index):
             self.print_to_log_file("No training case contains foreground: patches are drawn as nnU-Net draws them.")
             return None
-        return Recipe(sampling, index, self._forced, self.local_rank, self.current_epoch)
+        return PatchRecipe(sampling, index, self._forced, self.local_rank, self.current_epoch)
 
     def on_train_epoch_start(self) -> None:
         """Let terms that start later come into force."""
@@ -263,17 +298,21 @@ class ImbalTrainer(nnUNetTrainer):
         unlabelled = sum(key in self._mix.cases for key in batch["keys"])
         return self.loss.leaving_out(unlabelled, self._mix.weight(unlabelled))
 
-    def load_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+    def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
         """Load as nnU-Net does, then refuse to train on with another loss.
+
+        What was chosen from the data goes on as it began, also if the data would now call for something else.
 
         Raises:
             ConfigError: shows where the stored and the present configuration differ.
         """
+        if self._entry is None and not self.was_initialized:
+            self._go_on_as_in(filename_or_checkpoint)
         present = self.plans_manager.plans
-        super().load_checkpoint(*args, **kwargs)
+        super().load_checkpoint(filename_or_checkpoint)
         stored = self.my_init_kwargs["plans"]["configurations"][self.configuration_name].get("imbal", {})
         self._learned = dict(stored.get("learned", {}))  # the labels may have changed, the training goes on as it began
-        record(self.imbal_config, self._learned, present, self.configuration_name)
+        self._record()
         lines = difference(stored, present["configurations"][self.configuration_name]["imbal"])
         if not lines or self.current_epoch >= self.num_epochs:  # nothing changed, or nothing left to train
             return
@@ -282,3 +321,9 @@ class ImbalTrainer(nnUNetTrainer):
             raise ConfigError(f"{message}\nRestore it, start a new training, or set {ALLOW_CHANGE}=1 to go on anyway.")
         self.print_to_log_file(f"{message}\n{ALLOW_CHANGE}=1: going on with the present one.")
         self.my_init_kwargs["plans"] = present
+
+    def _go_on_as_in(self, checkpoint: str) -> None:
+        entry = stored_entry(checkpoint, self.configuration_name)
+        if entry is not None:
+            self._configure(entry)
+            self._tell_recipe("Going on as this training began:")

@@ -24,7 +24,7 @@ __all__ = [
 
 
 class ImbalTrainerCC(ImbalTrainer):
-    """Dice + CE + CC-Dice, also when `ImbalTrainer` one day chooses its terms from the data."""
+    """Dice + CE + CC-Dice, whatever the data look like."""
 
     imbal = {"terms": [{"loss": "cc_dice"}]}  # noqa: RUF012
 

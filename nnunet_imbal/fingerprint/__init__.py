@@ -1,19 +1,25 @@
 """The imbalance fingerprint: what is rare, small, thin or easily mixed up in a dataset."""
 
 from nnunet_imbal.fingerprint.dataset import (
+    FILE_NAME,
     ClassFingerprint,
     Fingerprint,
     default_path,
+    find_fingerprint,
     fingerprint_dataset,
     load_fingerprint,
 )
-from nnunet_imbal.fingerprint.words import describe, print_fingerprint
+from nnunet_imbal.fingerprint.words import RARE_CASES, Trait, describe, print_fingerprint
 
 __all__ = [
+    "FILE_NAME",
+    "RARE_CASES",
     "ClassFingerprint",
     "Fingerprint",
+    "Trait",
     "default_path",
     "describe",
+    "find_fingerprint",
     "fingerprint_dataset",
     "load_fingerprint",
     "print_fingerprint",

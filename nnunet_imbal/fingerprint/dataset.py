@@ -19,7 +19,7 @@ from nnunet_imbal.check import list_label_maps
 from nnunet_imbal.errors import DataError, LabelError
 from nnunet_imbal.evaluation import DatasetLabels, read_dataset_labels
 from nnunet_imbal.fingerprint.case import CaseMeasures, ClassMeasures, measure_case
-from nnunet_imbal.io import read_label, write_atomically
+from nnunet_imbal.io import list_label_files, read_label, write_atomically
 from nnunet_imbal.laterality import paired_labels
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "ClassFingerprint",
     "Fingerprint",
     "default_path",
+    "find_fingerprint",
     "fingerprint_dataset",
     "load_fingerprint",
     "summarise",
@@ -36,7 +37,8 @@ __all__ = [
 FILE_NAME = "imbalance_fingerprint.json"
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
-_PREPROCESSED = "nnUNet_preprocessed"
+_PREPROCESSED, _RAW = "nnUNet_preprocessed", "nnUNet_raw"
+_COPIES = "gt_segmentations"  # of labelsTr, which nnU-Net makes when it preprocesses
 _FORMAT = 1  # raise it whenever the same files give another fingerprint
 _SMALL = 1 / 3  # of the components of a class
 
@@ -114,7 +116,8 @@ def fingerprint_dataset(folder: str | Path, *, out: str | Path | None = None, wo
     """Measure the imbalance of a raw nnU-Net dataset, or read it if it was measured before and no file changed.
 
     Args:
-        folder: raw dataset: ``dataset.json`` and ``labelsTr``, or a ``dataset.json`` that lists its files.
+        folder: raw dataset: ``dataset.json`` and ``labelsTr``, or a ``dataset.json`` that lists its files; or a
+            preprocessed one, which holds copies of the label maps.
         out: JSON file to keep it in, overwritten when it is out of date; None keeps nothing.
         workers: cases measured at the same time; each needs about ten bytes per voxel of its label map.
 
@@ -124,7 +127,7 @@ def fingerprint_dataset(folder: str | Path, *, out: str | Path | None = None, wo
     """
     folder = Path(folder)
     labels = read_dataset_labels(folder / "dataset.json")
-    files = list_label_maps(folder)
+    files = _label_maps(folder)
     if not files:
         raise DataError(f"{folder} has no training case with a label map; expected them in labelsTr")
     with ThreadPoolExecutor(workers) as pool:  # unpacking and kernels run beside each other
@@ -138,6 +141,33 @@ def fingerprint_dataset(folder: str | Path, *, out: str | Path | None = None, wo
     if out is not None:
         found.save(out)
     return found
+
+
+def find_fingerprint(preprocessed: str | Path, *, workers: int = 4) -> Fingerprint:
+    """The fingerprint of a preprocessed dataset: kept beside nnU-Net's own, measured again if label maps changed.
+
+    Label maps are looked for in the raw dataset of the same name, then among the copies that nnU-Net made. If there are
+    none any more, what was kept counts.
+
+    Args:
+        preprocessed: folder of the dataset in nnUNet_preprocessed.
+        workers: see `fingerprint_dataset`.
+
+    Raises:
+        DataError: there is no label map and no fingerprint, or a label map cannot be read.
+        LabelError: a label map holds a value that dataset.json does not declare.
+    """
+    folder, raw = Path(preprocessed), os.environ.get(_RAW)
+    kept = folder / FILE_NAME
+    for source in [*([Path(raw, folder.name)] if raw else []), folder]:
+        if _label_maps(source):
+            return fingerprint_dataset(source, out=kept, workers=workers)
+    if kept.is_file():
+        return load_fingerprint(kept)
+    raise DataError(
+        f"what is imbalanced in {folder.name} cannot be measured: no label map in {_RAW} ({raw or 'not set'}), "
+        f"and none in {folder / _COPIES}; export {_RAW}=<folder>, or preprocess again with nnUNetv2_preprocess"
+    )
 
 
 def default_path(folder: str | Path) -> Path | None:
@@ -191,6 +221,11 @@ def summarise(name: str, cases: Mapping[str, CaseMeasures], labels: DatasetLabel
         classes=classes,
         origin=origin,
     )
+
+
+def _label_maps(folder: Path) -> dict[str, Path]:
+    copies = folder / _COPIES
+    return list_label_files(copies) if copies.is_dir() and any(copies.iterdir()) else list_label_maps(folder)
 
 
 def _summarise_class(

@@ -38,11 +38,13 @@ class Trait(NamedTuple):
     """Something imbalanced.
 
     Attributes:
+        key: a word for programs: absent, rare, tiny, scattered, thin, lost, mirrored, unlabelled or ignored.
         what: what it is.
         classes: the classes that have it, each with its measure or "".
         advice: what it means for training.
     """
 
+    key: str
     what: str
     classes: dict[str, str]
     advice: str
@@ -64,10 +66,10 @@ def describe(fingerprint: Fingerprint) -> list[Trait]:
     if fingerprint.unlabelled:
         number = len(fingerprint.unlabelled)
         what = f"Cases without any label: {number} of {number + fingerprint.cases}"
-        traits.append(Trait(what, {}, "Stock nnU-Net learns nothing from them."))
+        traits.append(Trait("unlabelled", what, {}, "Stock nnU-Net learns nothing from them."))
     if fingerprint.ignored_share > 0:
         what = f"Not annotated in labelled cases: {fingerprint.ignored_share:.2g} of the voxels"
-        traits.append(Trait(what, {}, "No loss looks there."))
+        traits.append(Trait("ignored", what, {}, "No loss looks there."))
     return traits
 
 
@@ -89,34 +91,45 @@ def _class_traits(fingerprint: Fingerprint) -> Iterator[Trait]:
         return {name: measure(each) for name, each in shown.items() if has(each)}
 
     absent = {name: "" for name, each in fingerprint.classes.items() if not each.cases}
-    yield Trait("No labelled case shows", absent, "Nothing can be learnt about them: add cases, or drop the classes.")
     yield Trait(
+        "absent",
+        "No labelled case shows",
+        absent,
+        "Nothing can be learnt about them: add cases, or drop the classes.",
+    )
+    yield Trait(
+        "rare",
         f"Rare, of {fingerprint.cases} cases",
         which(lambda each: str(each.cases), lambda each: each.prevalence < RARE_CASES),
         "Most patches never show them: `--sampling` draws them as often as the others.",
     )
     yield Trait(
+        "tiny",
         "Tiny, of the annotated volume",
         which(lambda each: f"{100 * each.volume_share:.1g} %", lambda each: each.volume_share < RARE_VOLUME),
-        "Dice and cross-entropy hardly notice them: `--sampling` puts them into more patches.",
+        "Dice and cross-entropy hardly notice them; forced patches draw each class of a case alike already.",
     )
     yield Trait(
+        "scattered",
         "In pieces of very different size, most of them between",
         which(lambda each: f"{each.component_mm3[0]:,.0f} and {each.component_mm3[4]:,.0f} mm³", is_scattered),
         "The largest piece rules Dice: `cc_dice` lets each count the same.",
     )
     yield Trait(
+        "thin",
         "Long and thin, median radius",
         which(lambda each: f"{each.radius_mm[2]:.2g} mm", lambda each: is_thin(each, fingerprint.spacing_mm)),
-        "A gap costs next to nothing in Dice: `skeleton_recall` or `agtal` look at the centre lines.",
+        "A gap costs next to nothing in Dice: `cldice` or `agtal` look at the centre lines.",
     )
     yield Trait(
+        "lost",
         "Never in the middle of a forced patch of stock nnU-Net, of the smallest third of the pieces",
         which(lambda each: f"{each.no_centre:.0%}", lambda each: each.no_centre >= _LOST),
         "`--sampling` remembers voxels of every piece.",
     )
     pairs = sorted({tuple(sorted((name, each.partner))) for name, each in shown.items() if each.partner})
     yield Trait(
+        "mirrored",
         "Mirror images of each other",
         {f"{a} and {b}": "" for a, b in pairs},
         "A flipped patch must exchange the names: `ImbalTrainer` does, stock nnU-Net does not.",

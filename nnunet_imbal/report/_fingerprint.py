@@ -13,6 +13,7 @@ from nnunet_imbal.errors import DataError
 from nnunet_imbal.evaluation import DatasetLabels, read_dataset_labels
 from nnunet_imbal.fingerprint import ClassFingerprint, Fingerprint, describe
 from nnunet_imbal.io import Volume, read_label, write_atomically
+from nnunet_imbal.recipe import choose_recipe
 from nnunet_imbal.report._figures import INK, PRIMARY, class_rows, to_svg, volume_axis
 from nnunet_imbal.report._orientation import edge_letters, names_patient_axes, radiological_turn, turn_letters
 from nnunet_imbal.report._slices import MAX_PIXELS, mark_codes, pictures, runs
@@ -46,6 +47,7 @@ def write_fingerprint_page(fingerprint: Fingerprint, folder: Path, out: Path) ->
             fingerprint=fingerprint,
             version=__version__,
             traits=describe(fingerprint),
+            choices=choose_recipe(fingerprint).choices,
             figure=_volume_figure(shown) if shown else None,
             examples=_examples(shown, folder),
             **assets(),

@@ -42,7 +42,7 @@ def test_page(folder, tmp_path):
     assert '<path d="M33 25h3v1h-3zM33 26h3v1h-3z"/>' in html
     assert "<th>organ</th><td>2</td>" in html
     assert "<th>never</th><td>0</td><td>\N{EN DASH}</td>" in html
-    assert "<code>--sampling</code>" in html
+    assert "<th>no change</th><td>less than a thousandth of the volume: &lt;lesion&gt;" in html
     assert html.count("data:image/jpeg") == 2
     assert not re.search(r'(src|href)="(?!data:|#)', html)  # nothing from elsewhere
     assert str(tmp_path) not in html

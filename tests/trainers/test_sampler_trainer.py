@@ -23,7 +23,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunet_imbal.config import ImbalConfig, Sampling
 from nnunet_imbal.sampling import find_instances, merge
 from trainers import ImbalTrainer
-from trainers._loader import InstanceBalancedLoader, Recipe, dataset_index
+from trainers._loader import InstanceBalancedLoader, PatchRecipe, dataset_index
 
 sys.path.insert(0, str(Path(__file__).parent / "ext"))
 from imbal_sampler_trainers import ImbalTrainerCCSamplerSmoke, ImbalTrainerSamplerSmoke
@@ -58,7 +58,7 @@ def index_of(data, classes=(1, 2)):
 
 
 def make_loader(data, batch=2, patch=(8, 8, 8), initial=None, forced=0.33, labels=LABELS, recipe=None, **sampling):
-    recipe = recipe or Recipe(Sampling(**sampling), index_of(data), forced)
+    recipe = recipe or PatchRecipe(Sampling(**sampling), index_of(data), forced)
     return InstanceBalancedLoader(data, recipe, batch, initial or patch, patch, labels, forced)
 
 
@@ -173,8 +173,8 @@ class TestLoader:
 
     @pytest.mark.parametrize("change", [{"rank": 1}, {"epoch": 3}, {"sampling": Sampling(seed=8)}])
     def test_seeds(self, volumes, change):
-        recipe = Recipe(Sampling(seed=7), index_of(volumes), 1.0)
-        other = Recipe(**{**recipe.__dict__, **change})
+        recipe = PatchRecipe(Sampling(seed=7), index_of(volumes), 1.0)
+        other = PatchRecipe(**{**recipe.__dict__, **change})
         draws = []
         for each in (recipe, recipe, other):
             loader = make_loader(volumes, batch=16, forced=1.0, recipe=each)
@@ -347,7 +347,7 @@ def _rank(rank, folder):
     data, words = Labels(f"{folder}/cases"), []
     index = dataset_index(data, LABELS, Path(folder, "kept", "index.npz"), 1, words.append)
     assert len(words) == (rank == 0)  # the other one only reads
-    recipe = Recipe(Sampling(seed=1), index, 1.0, rank)
+    recipe = PatchRecipe(Sampling(seed=1), index, 1.0, rank)
     loader = InstanceBalancedLoader(data, recipe, 8, (4, 4, 4), (4, 4, 4), LABELS, 1.0)
     loader.get_indices()
     plans = [None, None]

@@ -31,7 +31,7 @@ from nnunet_imbal.labels import LabelSpec
 from nnunet_imbal.sampling import find_instances, merge
 from trainers import ImbalTrainer, ImbalTrainerSemi
 from trainers._adapter import ActiveTerm, ImbalLoss
-from trainers._loader import Recipe
+from trainers._loader import PatchRecipe
 from trainers._semi_loader import (
     SemiInstanceBalancedLoader,
     SemiLoader,
@@ -77,7 +77,7 @@ def make_loader(data, share=0.5, batch=2, patch=(4, 4, 4), labels=LABELS, balanc
     ignore = None if labels.has_regions else 3
     mix = mix_patches(("u1", "u2"), share, batch, 0, 1, forced_share(forced, batch, False), ignore)
     index = merge([find_instances(data.maps[case], [1, 2], case=case) for case in data.identifiers])
-    recipe = Recipe(Sampling(), index, forced) if balanced else None
+    recipe = PatchRecipe(Sampling(), index, forced) if balanced else None
     words = {"oversample_foreground_percent": forced, "probabilistic_oversampling": False, "transforms": transforms}
     return training_loader(data, recipe, mix, batch, patch, patch, labels, **words)
 
@@ -168,7 +168,7 @@ class TestBatches:
 
     @pytest.mark.parametrize("balanced", [False, True])
     def test_without_unlabelled_cases_nothing_changes(self, volumes, balanced):
-        recipe = Recipe(Sampling(), merge([find_instances(volumes.maps["one"], [1, 2], case="one")]), 0.33)
+        recipe = PatchRecipe(Sampling(), merge([find_instances(volumes.maps["one"], [1, 2], case="one")]), 0.33)
         loader = training_loader(volumes, recipe if balanced else None, None, 2, (4, 4, 4), (4, 4, 4), LABELS, 0.33)
         assert not isinstance(loader, SemiLoader)
 
@@ -481,6 +481,7 @@ def workspace(workspaces, tmp_path_factory):
     workspace.run("nnunet-imbal", "extract-fingerprint", raw)
     words = ("-d", "510", "-c", "3d_fullres", "-np", "1", "-npfp", "1", "--verify_dataset_integrity")
     workspace.run("nnUNetv2_plan_and_preprocess", *words, nnUNet_n_proc_DA="1")
+    workspace.shrink_networks()
     return workspace
 
 
