@@ -152,13 +152,13 @@ def read_log(path: Path) -> dict[str, Any]:
 
 
 def predict(
-    workspace: Workspace, trainer: str, out: Path, device: str, *, plans: str = "nnUNetPlans", log: str
+    workspace: Workspace, trainer: str, out: Path, device: str, *words: object, plans: str = "nnUNetPlans", log: str
 ) -> Path:
-    """Predict the test cases without mirroring; return the folder."""
+    """Predict the test cases without mirroring, with further ``words`` for nnU-Net's command; return the folder."""
     workspace.run(
         "nnUNetv2_predict",
         *("-i", workspace.raw / "imagesTs", "-o", out, "-d", workspace.number, "-c", CONFIGURATION, "-f", "all"),
-        *("-tr", trainer, "-p", plans, "-npp", 1, "-nps", 1, "-device", device, "--disable_tta"),
+        *("-tr", trainer, "-p", plans, "-npp", 1, "-nps", 1, "-device", device, "--disable_tta", *words),
         log=log,
     )
     return out
