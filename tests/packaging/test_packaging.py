@@ -64,6 +64,13 @@ def test_wheel_holds_the_four_packages_and_the_start_up_files(wheel):
     assert {f"{top}/py.typed" for top in tops if "." not in top} <= set(names)
 
 
+def test_wheel_holds_the_monai_bundle(wheel):
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("monai_ext/bundle/")}
+    parts = {name.removeprefix("monai_ext/bundle/") for name in names}
+    assert {f"configs/{name}.json" for name in ("train", "evaluate", "inference", "metadata")} <= parts
+    assert {"configs/logging.conf", "docs/README.md", "cases.py"} <= parts
+
+
 @pytest.mark.timeout(600)
 def test_nnunet_finds_the_trainer_of_the_wheel(installed):
     answer = look_up(installed, "fork", "spawn", "forkserver")
