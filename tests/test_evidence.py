@@ -269,3 +269,26 @@ def test_committed_results_were_made_with_these_settings(load, study):
     result = json.loads((RESULTS / f"evidence_{study}.json").read_text())
     budget = result["settings"]["budget"]["name"]
     assert result["settings"] == load("run").read_settings(study, budget)
+
+
+# ----------------------------------------------------------------------------------------------------- end to end
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_a_study_from_its_first_voxel_to_its_page(load, tmp_path, monkeypatch):
+    """A training of two steps through nnU-Net's own commands; started again, nothing is done twice."""
+    run, data = load("run"), load("_data")
+    phantom = data.OrganPhantom(shape=(42, 33, 45), spacing=(8.0, 8.0, 8.0))
+    monkeypatch.setenv("PYTHONPATH", "")  # the study sets it; this puts it back
+    monkeypatch.setattr(run, "SOURCES", {"control": data._phantom(phantom, ("liver", "bladder"), 2, 1)})
+    settings = run.read_settings("control", "short")
+    settings["budget"] |= {"epochs": 1, "iterations": 2, "patch": [16, 16, 16], "features": [4, 8, 8]}
+    monkeypatch.setattr(run, "read_settings", lambda *words: json.loads(json.dumps(settings)))
+    words = ["control", str(tmp_path), "--seeds", "0", "--arms", "ImbalTrainer"]
+    result = run.run_study("control", run.parse_arguments(words))
+    assert [(done["arm"], done["seed"]) for done in result["runs"]] == [("ImbalTrainer", 0)]
+    assert result["runs"][0]["cases"]["test_00"].keys() == {"liver", "bladder"}
+    assert "ImbalTrainer (1 of 3)" in load("page").study_page(result)
+    monkeypatch.setattr(run, "run_arm", None)
+    assert run.run_study("control", run.parse_arguments(words))["runs"] == result["runs"]

@@ -91,6 +91,12 @@ def run_arm(
     return run
 
 
+def show_network() -> None:
+    """Let nnU-Net's commands find `half_unet`."""
+    paths = [str(HERE), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+
+
 def run_study(study: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """All arms with all seeds, seed by seed; runs that the folder already holds are kept."""
     settings, stored = read_settings(study, arguments.budget), arguments.out / f"evidence_{study}.json"
@@ -98,6 +104,7 @@ def run_study(study: str, arguments: argparse.Namespace) -> dict[str, Any]:
     if result["settings"] != settings:
         raise SystemExit(f"{stored} was made with {result['settings']}, asked is {settings}: use another folder")
     result.setdefault("machine", describe_machine(arguments.device))
+    show_network()
     workspace = prepare(study, settings, arguments.out, arguments.data)
     result.setdefault("voxels", training_voxels(workspace))
     weights = warm_up(workspace, settings["budget"], arguments.device)
@@ -146,8 +153,6 @@ def main() -> None:
     arguments = parse_arguments()
     arguments.out = arguments.out.resolve()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    # nnU-Net's commands must find `half_unet`.
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
     run_study(arguments.study, arguments)
 
 
