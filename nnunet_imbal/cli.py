@@ -278,17 +278,24 @@ def operating_point(
     workers: Annotated[int, typer.Option("--workers", "-n", min=1, help="Cases measured at the same time.")] = 2,
 ) -> None:
     """Choose threshold and smallest volume per class on the validation cases, for `nnunet-imbal predict`."""
-    from nnunet_imbal.operating_point import FILE_NAME, Criterion, choose_operating_point, print_operating_point
+    from nnunet_imbal.operating_point import (
+        FILE_NAME,
+        Criterion,
+        check_target,
+        choose_operating_point,
+        print_operating_point,
+    )
 
     more = context.args  # `--folds 0 1 2`: the option takes the 0
     if more and not (folds and all(word.isdigit() for word in more)):
         raise typer.BadParameter(f"unexpected {' '.join(more)}; say: operating-point MODEL_FOLDER --folds 0 1")
-    chosen = [*folds, *map(int, more)] if folds else None
+    chosen, target = [*folds, *map(int, more)] if folds else None, out or model / FILE_NAME
+    check_target(target)
     criterion = Criterion(at_most_false_positives)
     point = choose_operating_point(model, folds=chosen, references=labels, criterion=criterion, workers=workers)
     print_operating_point(point)
-    point.save(out or model / FILE_NAME)
-    typer.echo(f"Written to {out or model / FILE_NAME}")
+    point.save(target)
+    typer.echo(f"Written to {target}")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})

@@ -20,6 +20,7 @@ from nnunet_imbal.operating_point import (
     ClassPoint,
     Criterion,
     check_model,
+    check_target,
     choose_operating_point,
     decide,
     load_operating_point,
@@ -264,8 +265,16 @@ def test_highest_recall_at_a_price(rng):
     assert "recall 0.400 at 4.00 false positives per case -> recall 1.000" in fit.reason
     fit = fit_class(_counts(cases), groups, Criterion(at_most_false_positives=1))
     assert fit.point == ClassPoint(0.3, 3.0)
-    impossible = [(t & False, p) if i else (t, p) for i, (t, p) in enumerate(cases)]
-    assert fit_class(_counts(impossible), groups, Criterion(0.0)).point == ClassPoint()
+
+
+def test_a_price_that_cannot_be_paid():
+    """Lesion and false alarm look alike."""
+    truth, lesion = np.zeros(SHAPE, bool), np.zeros(SHAPE)
+    lesion[0, :3, :3] = lesion[0, 8:11, 8:11] = 0.9
+    truth[0, :3, :3] = True
+    fit = fit_class(_counts([(truth, lesion)] * 4), [0, 0, 1, 1], Criterion(at_most_false_positives=0.5))
+    assert fit.point == ClassPoint()
+    assert fit.reason == "stock: no point has at most 0.5 false positives per case at so little Dice"
 
 
 # ------------------------------------------------------------------------------------------------- model folders
@@ -438,6 +447,18 @@ def test_command(lesions, monkeypatch):
     assert "held out" in done.output
     kept = load_operating_point(lesions.folder / FILE_NAME)
     assert (kept.cases, list(kept.checkpoints)) == (4, ["0", "2"])
+
+
+def test_no_other_file_is_overwritten(lesions, tmp_path):
+    lesions.choose(folds=[0]).save(tmp_path / "old.json")
+    check_target(tmp_path / "old.json")
+    check_target(tmp_path / "new.json")
+    (tmp_path / "notes.json").write_text("{}")
+    words = ["operating-point", str(lesions.folder), "--labels", str(lesions.truth)]
+    for target, message in ((tmp_path / "notes.json", "left as it is"), (tmp_path / "a" / "b.json", "is no folder")):
+        done = CliRunner().invoke(app, [*words, "--out", str(target)])
+        assert message in str(done.exception)
+    assert (tmp_path / "notes.json").read_text() == "{}"
 
 
 def test_command_with_a_price_and_another_place(lesions, tmp_path):

@@ -10,6 +10,7 @@ from nnunet_imbal.operating_point.point import (
     ClassChoice,
     OperatingPoint,
     check_model,
+    check_target,
     choose_operating_point,
     load_operating_point,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "OperatingPoint",
     "Scores",
     "check_model",
+    "check_target",
     "choose_operating_point",
     "decide",
     "load_operating_point",

@@ -214,13 +214,20 @@ def _verdict(best: Index, stock: Scores, tested: Scores, criterion: Criterion) -
     if stock.recall is None:
         return False, "stock: the validation cases show no lesion of this class"
     if best == _STOCK:
-        return False, "stock: no point is better"
+        return False, _why_stock(stock, criterion)
     change = f"{_describe(stock, criterion)} -> {_describe(tested, criterion)} on cases it was not chosen on"
     if not is_better(tested, stock, criterion):
         return False, f"stock: what looked best did not hold, {change}"
     if loses_dice(tested, stock, criterion):
         return False, f"stock: what looked best costs Dice, {stock.dice:.3f} -> {tested.dice or 0:.3f}"
     return True, change
+
+
+def _why_stock(stock: Scores, criterion: Criterion) -> str:
+    price = criterion.at_most_false_positives
+    if price is None or stock.false_positives_per_case <= price:
+        return "stock: no point is better"
+    return f"stock: no point has at most {price:g} false positives per case at so little Dice"
 
 
 def is_better(scores: Scores, stock: Scores, criterion: Criterion) -> bool:

@@ -48,6 +48,7 @@ __all__ = [
     "ClassChoice",
     "OperatingPoint",
     "check_model",
+    "check_target",
     "choose_operating_point",
     "load_operating_point",
 ]
@@ -181,6 +182,22 @@ def load_operating_point(path: str | Path) -> OperatingPoint:
         raise DataError(
             f"{path} is no operating point ({error}); choose it again: nnunet-imbal operating-point"
         ) from error
+
+
+def check_target(path: str | Path) -> None:
+    """Make sure, before the work, that its result can be written without loss of anything else.
+
+    Raises:
+        DataError: The folder is missing, or the file exists and is no operating point.
+    """
+    path = Path(path)
+    if not path.resolve().parent.is_dir():
+        raise DataError(f"{path.resolve().parent} is no folder; make it first")
+    try:
+        if path.exists():
+            load_operating_point(path)
+    except DataError as error:
+        raise DataError(f"{path} exists and is no operating point; it is left as it is, choose another name") from error
 
 
 def check_model(point: OperatingPoint, model: str | Path, folds: Sequence[int | str]) -> None:

@@ -145,8 +145,18 @@ def _train(workspace):
     return model
 
 
-def _read(path):
-    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_without_a_point_the_files_are_nnunets(workspaces, tmp_path):
+    workspace = workspaces("labels")
+    _train(workspace)
+    images = workspace.folder / "raw" / workspace.dataset / "imagesTs"
+    name = ("-d", workspace.dataset[7:10], "-c", "3d_fullres", "-tr", TRAINER)
+    workspace.run("nnUNetv2_predict", "-i", images, "-o", tmp_path / "theirs", *name, *QUICK)
+    words = ("-i", images, "-o", tmp_path / "ours", *name, *QUICK, "--operating-point", "off")
+    workspace.run("nnunet-imbal", "predict", *words)
+    for file in ("test0.nii.gz", "plans.json", "dataset.json"):
+        assert (tmp_path / "ours" / file).read_bytes() == (tmp_path / "theirs" / file).read_bytes(), file
 
 
 @pytest.mark.slow
@@ -154,30 +164,22 @@ def _read(path):
 @pytest.mark.parametrize("mode", ["labels", "regions"])
 def test_from_training_to_label_map(workspaces, mode, tmp_path):
     workspace = workspaces(mode)
-    model = _train(workspace)
-    images = workspace.folder / "raw" / workspace.dataset / "imagesTs"
+    model, images = _train(workspace), workspace.folder / "raw" / workspace.dataset / "imagesTs"
     chosen = workspace.run("nnunet-imbal", "operating-point", model, "--folds", "0")
     assert "validation cases. Wanted: highest lesion F1" in chosen.stdout
     assert set(load_operating_point(model / FILE_NAME).checkpoints) == {"0"}
 
-    name = ("-d", workspace.dataset[7:10], "-c", "3d_fullres", "-tr", TRAINER)
-    workspace.run("nnUNetv2_predict", "-i", images, "-o", tmp_path / "theirs", *name, *QUICK)
-    words = ("-i", images, "-o", tmp_path / "off", *name, *QUICK, "--operating-point", "off")
-    workspace.run("nnunet-imbal", "predict", *words)
-    for file in ("test0.nii.gz", "plans.json", "dataset.json"):
-        assert (tmp_path / "off" / file).read_bytes() == (tmp_path / "theirs" / file).read_bytes(), file
-
     channels = read_channels(model / "dataset.json")
     points = {each: ClassPoint(0.35, 30.0) for each in channels.members}
     _point(points, channels.members).save(model / FILE_NAME)
-    words = ("-i", images, "-o", tmp_path / "on", "-m", model, *QUICK, "--save_probabilities")
+    words = ("-i", images, "-o", tmp_path, "-m", model, *QUICK, "--save_probabilities")
     done = workspace.run("nnunet-imbal", "predict", *words)
+    (model / FILE_NAME).unlink()
     assert "above 0.35, from 30 mm³ on" in done.stdout
-    assert (tmp_path / "on" / FILE_NAME).read_bytes() == (model / FILE_NAME).read_bytes()
-    probs = np.load(tmp_path / "on" / "test0.npz")["probabilities"]
-    np.testing.assert_array_equal(
-        _read(tmp_path / "on" / "test0.nii.gz"), decide(probs, channels, points, (1.5, 1.2, 1))
-    )
-    np.testing.assert_array_equal(_read(tmp_path / "off" / "test0.nii.gz"), decide(probs, channels, {}, (1.5, 1.2, 1)))
-    same = [sitk.ReadImage(str(tmp_path / kind / "test0.nii.gz")).GetDirection() for kind in ("on", "off")]
-    assert same[0] == same[1]
+    assert load_operating_point(tmp_path / FILE_NAME).points == points
+    image, labels = (sitk.ReadImage(str(path)) for path in (images / "test0_0000.nii.gz", tmp_path / "test0.nii.gz"))
+    probs = np.load(tmp_path / "test0.npz")["probabilities"]
+    expected = decide(probs, channels, points, image.GetSpacing()[::-1])
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(labels), expected)
+    for words in ("GetSpacing", "GetOrigin", "GetDirection"):
+        np.testing.assert_allclose(getattr(labels, words)(), getattr(image, words)(), atol=1e-6)
