@@ -2,6 +2,7 @@
 
 import argparse
 import multiprocessing
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -150,8 +151,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("-step_size", type=float, default=0.5, help="of the sliding window, in patches (%(default)s)")
     add("-chk", default="checkpoint_final.pth", help="checkpoint (%(default)s)")
-    add("-npp", type=int, default=3, help="processes that preprocess (%(default)s)")
-    add("-nps", type=int, default=3, help="processes that write label maps (%(default)s)")
+    add("-npp", type=int, default=_workers("nnUNet_npp"), help="processes that preprocess (%(default)s)")
+    add("-nps", type=int, default=_workers("nnUNet_nps"), help="processes that write label maps (%(default)s)")
     add("-device", "--device", choices=("cuda", "cpu", "mps"), default="cuda", help="%(default)s")
     add("-prev_stage_predictions", help="label maps of the low resolution, for a cascade")
     add("-num_parts", type=int, default=1, help="number of calls that share the work (%(default)s)")
@@ -163,6 +164,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--disable_progress_bar", action="store_true")
     add("--verbose", action="store_true")
     return parser
+
+
+def _workers(variable: str) -> int:
+    return int(os.environ.get(variable, "3"))
 
 
 def _fold(word: str) -> int | str:
