@@ -1,6 +1,6 @@
 """Real lesions: train on one patient with multiple sclerosis, find the lesions of another, and the reverse.
 
-Stock nnU-Net and ImbalTrainer get the same patches, the same first weights and the same number of steps.
+Stock nnU-Net and ImbalTrainerCC get the same patches, the same first weights and the same number of steps.
 With one patient each way this shows that the chain works on real data; it cannot show which trainer is better.
 """
 
@@ -20,7 +20,7 @@ from nnunet_imbal.report import write_report
 CHANNELS = ("FLAIR", "T1")
 PATIENTS = ("07", "26")
 TITLE = "MSPatient"
-SHORT = {"nnUNetTrainer": "StockShort", "ImbalTrainer": "ImbalShort"}
+SHORT = {"nnUNetTrainer": "StockShort", "ImbalTrainerCC": "CCShort"}
 SIZES = ((0, 10), (10, 100), (100, float("inf")))  # mm³
 PATCH, BATCH, FEATURES = (40, 40, 40), 2, (16, 32, 64)
 

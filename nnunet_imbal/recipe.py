@@ -161,20 +161,19 @@ def _centre_lines(facts: _Facts, config: ImbalConfig) -> _Found:
     """Thin classes that make most of the labelled volume: clDice, late."""
     if (trait := facts.traits.get("thin")) is None:
         return None
-    listed, share = _listed(trait.classes), _share_of_volume(facts.fingerprint, trait)
+    found = f"long and thin, median radius: {_listed(trait.classes)}"
     if facts.in_slices:
-        return config, Choice(NO_CHANGE, f"long and thin: {listed}; but in single slices a vessel is a dot")
+        return config, Choice(NO_CHANGE, f"{found}; but in single slices a vessel is a dot")
+    share = _share_of_volume(facts.fingerprint, trait)
     if share < _MOST:
-        reason = (
-            f"long and thin: {listed}; but they make only {share:.0%} of the volume, and the term acts on all classes"
-        )
+        reason = f"{found}; but they make only {share:.0%} of the volume, and the term acts on all classes"
         return config, Choice(NO_CHANGE, reason)
     start, ramp = round(_LATE * facts.epochs), round(_RAMP * facts.epochs)
     merge = len(facts.fingerprint.classes) > _MANY
     term = Term("cldice", kwargs={"alpha": 1.0, "merge": merge}, from_epoch=start, ramp_epochs=ramp)
     reason = (
-        f"long and thin, median radius: {listed}; a gap costs next to nothing in Dice, clDice looks at the centre "
-        f"lines, from epoch {start} on because it needs a network that has learned where vessels are"
+        f"{found}; a gap costs next to nothing in Dice, clDice looks at the centre lines, from epoch {start} on, "
+        "because it needs a network that has learned where vessels are"
     )
     return replace(config, terms=(*config.terms, term)), Choice(term.loss, reason)
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from math import comb
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -13,8 +14,10 @@ from typer.testing import CliRunner
 
 from nnunet_imbal.cli import app
 from nnunet_imbal.errors import DataError, LabelError
+from nnunet_imbal.evaluation import DatasetLabels
 from nnunet_imbal.fingerprint import default_path, describe, fingerprint_dataset, load_fingerprint
 from nnunet_imbal.fingerprint.case import chance_of_no_centre, measure_case, skeleton_length
+from nnunet_imbal.fingerprint.dataset import summarise
 
 LABELS = {"background": 0, "left vein": 1, "right vein": 2, "lesion": 3, "never": 4, "ignore": 5}
 
@@ -94,13 +97,29 @@ def test_the_file_is_used_until_a_label_map_changes(dataset, tmp_path, monkeypat
     assert load_fingerprint(out) == second
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 0}', '{"format": 1, "classes": []}'])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 0}', '{"format": 2, "classes": []}'])
 def test_damaged_file(dataset, tmp_path, content):
     out = tmp_path / "fingerprint.json"
     out.write_text(content)
     with pytest.raises(DataError, match="no imbalance fingerprint"):
         load_fingerprint(out)
     assert fingerprint_dataset(dataset, out=out) == load_fingerprint(out)
+
+
+def test_many_balls_are_no_tube():
+    """Nor does a tube become thick by specks beside it."""
+    balls, tube = np.zeros((40, 40, 40), np.uint8), np.zeros((40, 40, 40), np.uint8)
+    ball = sum((axis - 2) ** 2 for axis in np.indices((5, 5, 5))) <= 5
+    for z, y, x in np.ndindex(6, 6, 6):
+        balls[6 * z : 6 * z + 5, 6 * y : 6 * y + 5, 6 * x : 6 * x + 5] = ball
+    tube[18:21, 18:21, 2:38] = 1
+    tube[2:36:6, 5, 5] = 1
+    labels = DatasetLabels({"vessel": (1,)}, None, Path())
+    cases = {name: measure_case(each, (1, 1, 1), labels.classes) for name, each in (("balls", balls), ("tube", tube))}
+    found = {name: summarise("X", {name: case}, labels).classes["vessel"] for name, case in cases.items()}
+    assert (found["balls"].components, found["tube"].components) == (216, 7)
+    assert found["balls"].tubularity < 1
+    assert found["tube"].tubularity == pytest.approx(cases["tube"].classes["vessel"].skeleton_mm / (324 ** (1 / 3) + 6))
 
 
 def test_undeclared_label(dataset):

@@ -14,7 +14,7 @@ import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from trainers import ImbalTrainer
+from trainers import ImbalTrainer, ImbalTrainerCC
 
 
 class _Short:
@@ -68,3 +68,7 @@ class ImbalShort(_Short, ImbalTrainer):
     """nnU-Net with what the plans name under ``imbal``, else with what `ImbalTrainer` chooses for the dataset."""
 
     epochs = int(os.environ.get("BENCHMARK_EPOCHS", "1"))  # a recipe starts some terms late
+
+
+class CCShort(_Short, ImbalTrainerCC):
+    """nnU-Net with Dice + CE + CC-Dice."""

@@ -39,7 +39,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 _PREPROCESSED, _RAW = "nnUNet_preprocessed", "nnUNet_raw"
 _COPIES = "gt_segmentations"  # of labelsTr, which nnU-Net makes when it preprocesses
-_FORMAT = 1  # raise it whenever the same files give another fingerprint
+_FORMAT = 2  # raise it whenever the same files give another fingerprint
 _SMALL = 1 / 3  # of the components of a class
 
 
@@ -56,8 +56,9 @@ class ClassFingerprint:
         components: connected components in all cases together.
         components_per_case: how many in a case that shows it.
         component_mm3: their volumes.
-        tubularity: length of the centre lines over the cube root of the volume, median of the cases. A ball has less
-            than 1, a tube ten times as long as wide about 5, a vessel tree more than 10.
+        tubularity: length of the centre lines over the cube roots of the volumes of all components, median of the
+            cases. Balls have less than 1, however many; a tube ten times as long as wide about 5, a vessel tree more
+            than 10.
         radius_mm: radii along the centre lines.
         no_centre: of the smallest third of its components the share that stock nnU-Net is expected never to put into
             the middle of a forced patch, in [0, 1].
@@ -247,13 +248,17 @@ def _summarise_class(
         components=sum(len(each.components_mm3) for each in here),
         components_per_case=_quantiles([len(each.components_mm3) for each in here]),
         component_mm3=_quantiles(list(chain.from_iterable(each.components_mm3 for each in here))),
-        tubularity=float(np.median([each.skeleton_mm / each.volume_mm3 ** (1 / 3) for each in here])) if here else 0.0,
+        tubularity=float(np.median([_tubularity(each) for each in here])) if here else 0.0,
         radius_mm=_quantiles(list(chain.from_iterable(each.radii_mm for each in here))),
         no_centre=_small_without_centre(here),
         touches={other: count / together[other] for other, count in sorted(touching.items())},
         partner=partner,
         example=_example(name, labelled),
     )
+
+
+def _tubularity(found: ClassMeasures) -> float:
+    return found.skeleton_mm / float(np.cbrt(found.components_mm3).sum())
 
 
 def _example(name: str, cases: Mapping[str, CaseMeasures]) -> str | None:
