@@ -34,6 +34,7 @@ from nnunet_imbal.operating_point import (
 
 __all__ = ["OperatingPointPredictor", "main"]
 
+_RECORD = "applied_operating_point.json"  # beside the label maps
 _QUEUE = 2  # predictions that may wait for a free process, as in nnU-Net
 _FLAT = 999  # nnU-Net's thickness of a picture, in pixels
 
@@ -109,21 +110,23 @@ def main(arguments: Sequence[str]) -> None:
     options = _parser().parse_args(arguments)
     model = _model_folder(options)
     point = _find_point(model, options.f, options.operating_point)
-    sequential = options.npp == 0 and options.nps == 0
-    if point is not None and 0 in (options.npp, options.nps):
+    if point and 0 in (options.npp, options.nps):
         raise ConfigError("an operating point is applied in processes of its own: give -npp 1 -nps 1 or more")
     predictor = _predictor(options, OperatingPointPredictor if point else nnUNetPredictor)
     predictor.initialize_from_trained_model_folder(str(model), options.f, options.chk)
     if isinstance(predictor, OperatingPointPredictor) and point:
         predictor.use_points(model, point.points)
-    Path(options.o).mkdir(parents=True, exist_ok=True)
     _record(model, Path(options.o), point)
+    _run(predictor, options)
+
+
+def _run(predictor: nnUNetPredictor, options: argparse.Namespace) -> None:
     shared = {
         "save_probabilities": options.save_probabilities,
         "overwrite": not options.continue_prediction,
         "folder_with_segs_from_prev_stage": options.prev_stage_predictions,
     }
-    if sequential:
+    if options.npp == options.nps == 0:
         predictor.predict_from_files_sequential(options.i, options.o, **shared)
         return
     workers = {"num_processes_preprocessing": options.npp, "num_processes_segmentation_export": options.nps}
@@ -175,13 +178,16 @@ def _fold(word: str) -> int | str:
 
 
 def _model_folder(options: argparse.Namespace) -> Path:
-    if options.m and not (options.d or options.c):
-        return Path(options.m)
-    if options.m or not (options.d and options.c):
+    named = bool(options.d and options.c)
+    if named == bool(options.m) or (options.m and (options.d or options.c)):
         raise ConfigError(
             "name the model either by -m FOLDER, or by -d DATASET -c CONFIGURATION (-tr TRAINER -p PLANS)"
         )
-    return Path(get_output_folder(options.d, options.tr, options.p, options.c))
+    model = Path(options.m or get_output_folder(options.d, options.tr, options.p, options.c))
+    files = ["plans.json", "dataset.json", *(f"fold_{fold}/{options.chk}" for fold in options.f)]
+    if missing := [file for file in files if not (model / file).is_file()]:
+        raise DataError(f"{model} lacks {', '.join(missing)}; name a trained model, and the trained folds as in -f 0 1")
+    return model
 
 
 def _find_point(model: Path, folds: Sequence[int | str], wanted: str) -> OperatingPoint | None:
@@ -219,10 +225,11 @@ def _predictor(options: argparse.Namespace, kind: type[nnUNetPredictor]) -> nnUN
 
 def _record(model: Path, out: Path, point: OperatingPoint | None) -> None:
     """Leave beside the label maps what they were decided with, and nothing that they were not decided with."""
+    out.mkdir(parents=True, exist_ok=True)
     if point:
-        write_atomically(out / FILE_NAME, (model / FILE_NAME).read_bytes())
-    elif out.resolve() != model.resolve():
-        (out / FILE_NAME).unlink(missing_ok=True)
+        write_atomically(out / _RECORD, (model / FILE_NAME).read_bytes())
+    else:
+        (out / _RECORD).unlink(missing_ok=True)
 
 
 def _true_spacing(spacing: Sequence[float], shape: tuple[int, ...]) -> tuple[float, ...]:

@@ -49,6 +49,9 @@ def model(tmp_path, monkeypatch):
     folder, calls = tmp_path / "model", []
     folder.mkdir()
     (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "lesion": 1}}))
+    for file in ("plans.json", "fold_0/checkpoint_final.pth", "fold_all/checkpoint_final.pth"):
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).touch()
 
     class Recorder:
         def __init__(self, **options):
@@ -89,24 +92,27 @@ def test_no_processes_as_nnunet(model):
 
 def test_a_stock_point_changes_nothing(model, capsys):
     _point({"lesion": ClassPoint()}).save(model.folder / FILE_NAME)
-    (Path(model.words[3])).mkdir()
-    (Path(model.words[3]) / FILE_NAME).write_text("of an earlier prediction")
+    record = Path(model.words[3]) / "applied_operating_point.json"
+    record.parent.mkdir()
+    record.write_text("of an earlier prediction")
     main([*model.words, "-f", "0", "-device", "cpu", "--operating-point", "on"])
     assert "stock nnU-Net's decision is best" in capsys.readouterr().out
-    assert not (Path(model.words[3]) / FILE_NAME).exists()
+    assert not record.exists()
 
 
 def test_what_main_refuses(model):
     _point({"lesion": ClassPoint(0.3)}).save(model.folder / FILE_NAME)
     with pytest.raises(ConfigError, match="-npp 1 -nps 1"):
-        main([*model.words, "-nps", "0"])
+        main([*model.words, "-f", "0", "-nps", "0"])
     _point({"tumour": ClassPoint(0.3)}).save(model.folder / FILE_NAME)
     with pytest.raises(DataError, match="is for the classes tumour"):
-        main(model.words)
+        main([*model.words, "-f", "0"])
     (model.folder / FILE_NAME).unlink()
     with pytest.raises(DataError, match="choose it with: nnunet-imbal operating-point"):
-        main([*model.words, "--operating-point", "on"])
-    for words in (["-d", "4"], ["-m", "x", "-d", "4", "-c", "2d"], []):
+        main([*model.words, "-f", "0", "--operating-point", "on"])
+    with pytest.raises(DataError, match=r"lacks fold_1/checkpoint_final.pth, .* as in -f 0 1"):
+        main(model.words)
+    for words in (["-d", "4"], ["-m", "x", "-d", "4"], ["-m", "x", "-d", "4", "-c", "2d"], []):
         with pytest.raises(ConfigError, match="name the model either by -m"):
             main(["-i", "in", "-o", "out", *words])
     assert not model.calls
@@ -176,7 +182,7 @@ def test_from_training_to_label_map(workspaces, mode, tmp_path):
     done = workspace.run("nnunet-imbal", "predict", *words)
     (model / FILE_NAME).unlink()
     assert "above 0.35, from 30 mm³ on" in done.stdout
-    assert load_operating_point(tmp_path / FILE_NAME).points == points
+    assert load_operating_point(tmp_path / "applied_operating_point.json").points == points
     image, labels = (sitk.ReadImage(str(path)) for path in (images / "test0_0000.nii.gz", tmp_path / "test0.nii.gz"))
     probs = np.load(tmp_path / "test0.npz")["probabilities"]
     expected = decide(probs, channels, points, image.GetSpacing()[::-1])
