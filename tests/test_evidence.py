@@ -163,13 +163,13 @@ def result():
     def run(arm, seed, dice, found):
         cases = {name: {"lesion": {"dice": dice, "pq": 0.5, "false_positives": 3}} for name in ("test_1", "test_2")}
         froc = {"test_1": counts([found, 1], [3, 0], 4), "test_2": counts([found, 2], [9, 1], 4)}
-        froc["calibration_1"] = counts([3, 2], [5, 1], 4)
+        froc["calibration_1"] = counts([3, 2], [9, 1], 4)
         place = {"thresholds": [0.5], "volumes_mm3": [0.0, 2.0], "size_edges_mm3": [2.0, 9.0]}
         end = {"epochs_s": 60.0, "commit": "abc"}
         return {"arm": arm, "seed": seed, "cases": cases, "froc": froc, **place, **end}
 
     settings = json.loads((EVIDENCE / "ms_sim2real.json").read_text())
-    settings |= {"budget": {"name": "short", **settings["budgets"]["short"]}, "budgets": None, "seeds": [0, 1]}
+    settings |= {"budget": {"name": "short", **settings["budgets"]["short"]}, "seeds": [0, 1]}
     settings["arms"] = {arm: settings["arms"][arm] for arm in ("stock", "stock_oversampling", "ImbalTrainer")}
     runs = [run("stock", 0, 0.5, 2), run("stock", 1, 0.5, 2), run("ImbalTrainer", 0, 0.75, 4)]
     machine = {"processor": "X", "versions": {"torch": "2"}}
@@ -179,8 +179,8 @@ def result():
 def test_recall_at_equal_false_positives(load, result):
     numbers = load("_numbers")
     measure = numbers.measures(result)["recall at equal false positives"]
-    # test_1: at 1 and 2 false positives one lesion of four, at 4, 8 and 16 two; test_2: at 1 to 8 two, at 16 two
-    assert measure(result["runs"][0], "test_1") == pytest.approx((1 + 1 + 2 + 2 + 2) / 4 / 5)
+    # test_1: at 2 false positives one lesion of four, from 4 on two; test_2: always two
+    assert measure(result["runs"][0], "test_1") == pytest.approx((1 + 2 + 2 + 2 + 2) / 4 / 5)
     assert measure(result["runs"][0], "test_2") == pytest.approx(2 / 4)
     np.testing.assert_allclose(
         numbers.stair(result["runs"][0], ["test_1", "test_2"], np.array([0.1, 1, 6])), [0, 3 / 8, 4 / 8]
@@ -195,9 +195,11 @@ def test_nothing_is_affordable(load, result):
 
 def test_test_cases_have_no_say_in_the_operating_point(load, result):
     numbers, run = load("_numbers"), result["runs"][0]
-    assert numbers.operating_point(run) == (0, 1)  # five false positives would be too many
+    assert numbers.operating_point(run) == (0, 1)  # nine false positives would be too many
     run["froc"]["test_1"] = counts([4, 0], [0, 0], 4)
     assert numbers.operating_point(run) == (0, 1)
+    run["froc"]["calibration_1"] = counts([3, 2], [99, 98], 4)
+    assert numbers.operating_point(run) == (0, 1)  # none is affordable: the cheapest
     known = numbers.measures(result)
     assert known["operating point: false positives"](run, "test_2") == 1
     assert known["operating point: Dice"](run, "test_2") == 0.25

@@ -2,8 +2,8 @@
 
 The label maps are SynthSeg's, the lesion masks those of `open_ms_data` in MNI space. A brain is scaled to the extent
 of brains in that space; this is no registration, so a lesion may lie in cortex or in a ventricle. It is then painted
-with a rim of white matter. Grey values are random around what a FLAIR looks like: fluid dark, cortex a little brighter
-than white matter, lesions brighter still, small ones fainter.
+with a rim of white matter. Grey values are random around what a FLAIR looks like: fluid dark, cortex brighter than
+white matter and uneven, a bright rim around the ventricles, lesions brighter still.
 """
 
 from pathlib import Path
@@ -33,7 +33,7 @@ _CORTEX_LABELS = (*STRUCTURES["cerebral cortex"], *STRUCTURES["cerebellar cortex
 _DEEP = ("thalamus", "caudate", "putamen", "pallidum", "hippocampus", "amygdala", "accumbens", "choroid plexus")
 _DEEP_LABELS = tuple(label for name in _DEEP for label in STRUCTURES[name])
 _ALL_LABELS = tuple(label for labels in STRUCTURES.values() for label in labels)
-_WHITE = STRUCTURES["cerebral white matter"][0]
+_WHITE_LABELS = STRUCTURES["cerebral white matter"]
 
 
 def read_scan(path: Path) -> NDArray[np.float32]:
@@ -77,38 +77,43 @@ def synthesise_flair(
     inner = np.isin(labels, [label for label in _ALL_LABELS if label != 24])
     rim = binary_dilation(lesions, iterations=2)
     brain = (binary_dilation(inner, iterations=2) & (labels > 0) & (labels < 500)) | rim
-    tissue = np.where(rim & ~np.isin(labels, _CORTEX_LABELS), _WHITE, labels)
-    image = _tissue_means(rng)[tissue] * (1 + _texture(rng, labels.shape))
+    tissue = np.where(rim & ~np.isin(labels, _CORTEX_LABELS), _WHITE_LABELS[0], labels)
+    image = _tissue_means(rng)[tissue] * (1 + _texture(rng, np.isin(tissue, _CORTEX_LABELS)))
+    image[_rim_of_fluid(tissue)] *= rng.uniform(1.0, 1.25)
     contrast = _lesion_contrast(rng, lesions)
     image = np.where(contrast > 0, 100 * contrast, image) * brain
     image = gaussian_filter(image, rng.uniform(0.4, 0.8)) * _bias(rng, labels.shape)
-    image += rng.normal(0, rng.uniform(2, 5), labels.shape)
+    image += rng.normal(0, rng.uniform(1, 4), labels.shape)
     return (image * brain).astype(np.float32)
 
 
 def _tissue_means(rng: np.random.Generator) -> NDArray[np.float64]:
     means = np.full(_LARGEST_LABEL, rng.uniform(15, 45))
     means[list(_ALL_LABELS)] = rng.normal(100, 2, len(_ALL_LABELS))
-    means[list(_CORTEX_LABELS)] = rng.uniform(105, 125) + rng.normal(0, 1, len(_CORTEX_LABELS))
+    means[list(_CORTEX_LABELS)] = rng.uniform(108, 130) + rng.normal(0, 1, len(_CORTEX_LABELS))
     means[list(_DEEP_LABELS)] = rng.uniform(98, 118) + rng.normal(0, 4, len(_DEEP_LABELS))
     means[list(_FLUID_LABELS)] = rng.uniform(15, 45)
     return means
 
 
 def _lesion_contrast(rng: np.random.Generator, lesions: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Brightness of each lesion over white matter, 0 outside; from 1.2 to 1.7, a lesion of a few voxels fainter."""
+    """Brightness of each lesion over white matter, 0 outside; blur then makes a lesion of a few voxels fainter."""
     numbers, count = connected_components(lesions)
-    sizes = np.bincount(numbers.ravel(), minlength=count + 1)[1:]
-    fade = sizes / (sizes + 5)
-    each = 1 + rng.uniform(0.25, 0.6) * (0.6 + 0.4 * fade) * rng.uniform(0.8, 1.2, count)
+    each = 1 + rng.uniform(0.35, 0.7) * rng.uniform(0.8, 1.2, count)
     return np.concatenate([[0.0], each])[numbers]
 
 
-def _texture(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Tissue is not even: smooth variation of a few percent at about 2 and 8 mm."""
-    fine = gaussian_filter(rng.standard_normal(shape, dtype=np.float32), 1.0)
-    coarse = gaussian_filter(rng.standard_normal(shape, dtype=np.float32), 4.0)
-    return rng.uniform(0.02, 0.04) * (fine / fine.std() + coarse / coarse.std())
+def _rim_of_fluid(labels: NDArray[np.int16]) -> NDArray[np.bool_]:
+    """White matter that touches a ventricle; in a FLAIR it is often bright."""
+    return binary_dilation(np.isin(labels, _FLUID_LABELS)) & np.isin(labels, _WHITE_LABELS)
+
+
+def _texture(rng: np.random.Generator, cortex: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Tissue is not even: smooth variation of a few percent at about 2 and 8 mm, cortex less even than the rest."""
+    fine = gaussian_filter(rng.standard_normal(cortex.shape, dtype=np.float32), 1.0)
+    coarse = gaussian_filter(rng.standard_normal(cortex.shape, dtype=np.float32), 3.0)
+    strength = rng.uniform(0.01, 0.04) * (1 + cortex)
+    return strength * coarse / coarse.std() + rng.uniform(0.005, 0.015) * fine / fine.std()
 
 
 def _bias(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float64]:

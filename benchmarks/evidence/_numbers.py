@@ -22,8 +22,8 @@ __all__ = [
     "verdict",
 ]
 
-PRICES = (1.0, 2.0, 4.0, 8.0, 16.0)  # false positives per case at which recalls are compared
-OPERATING_PRICE = 4.0  # false positives per calibration case that an operating point may cost
+PRICES = (2.0, 4.0, 8.0, 16.0, 32.0)  # false positives per case at which recalls are compared
+OPERATING_PRICE = 8.0  # false positives per calibration case that an operating point may cost
 
 Json = Mapping[str, Any]
 Values = NDArray[np.float64]
@@ -95,12 +95,13 @@ def verdict(found: Difference, kind: str, bound: float) -> bool:
 def operating_point(run: Json) -> tuple[int, int]:
     """Where in threshold and volume the calibration cases show the highest recall at the price they may cost.
 
-    Among equal recalls the one with fewer false positives. Test cases have no say.
+    Among equal recalls the one with fewer false positives; where every point costs too much, the cheapest. Test cases
+    have no say.
     """
     counts = [entry for case, entry in run["froc"].items() if case.startswith("calibration")]
     price = np.mean([entry["false_positives"] for entry in counts], axis=0)
     found = np.sum([np.sum(entry["found"], axis=0) for entry in counts], axis=0)
-    best = np.lexsort((price.ravel(), -found.ravel(), price.ravel() > OPERATING_PRICE))[0]
+    best = np.lexsort((price.ravel(), -found.ravel(), np.maximum(price.ravel(), OPERATING_PRICE)))[0]
     threshold, volume = np.unravel_index(best, price.shape)
     return int(threshold), int(volume)
 

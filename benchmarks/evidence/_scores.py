@@ -15,8 +15,8 @@ from numba_kernels import connected_components
 
 __all__ = ["THRESHOLDS", "VOLUMES_MM3", "case_counts", "case_scores", "score_run", "size_edges"]
 
-THRESHOLDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
-VOLUMES_MM3 = (0.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+THRESHOLDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
+VOLUMES_MM3 = (0.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 
 
 def score_run(workspace: Workspace, prediction: Path, settings: Mapping[str, Any]) -> dict[str, Any]:

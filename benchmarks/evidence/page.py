@@ -67,6 +67,7 @@ def setting_lines(result: Json) -> list[str]:
     )
     missing = [f"{arm} ({n} of {len(settings['seeds'])})" for arm, n in runs.items() if n < len(settings["seeds"])]
     return [
+        *(f"- {note}" for note in json.loads((HERE / f"{result['study']}.json").read_text(encoding="utf-8"))["notes"]),
         f"- budget `{budget['name']}`: {_start(budget)} {budget['epochs'] * budget['iterations']} iterations, "
         f"{rate}, {size}; last checkpoint, no test-time mirroring",
         f"- {len(cases)} test cases, seeds {', '.join(map(str, settings['seeds']))}; "
@@ -216,10 +217,11 @@ def _introduction() -> list[str]:
         "cp /tmp/*/evidence_*.json benchmarks/results/ && python benchmarks/evidence/page.py",
         "```",
         "",
-        "**Read the numbers with care.** The budget `short` is minutes on a processor, far from a full training; it",
-        "compares arms under that budget and says nothing about long trainings or patients. Intervals (95 %) come",
-        "from a paired bootstrap over seeds and test cases; with as few of both they are too narrow, and of many such",
-        "intervals some miss 0 by chance.",
+        "**Read the numbers with care.** The budget `short` is minutes on a processor, far from a full training. All",
+        "arms then go on from one network that stock nnU-Net has warmed up, so seeds differ less than whole trainings",
+        "would, and so do arms. It compares arms under that budget and says nothing about long trainings or patients.",
+        "Intervals (95 %) come from a paired bootstrap over seeds and test cases; with as few of both they are too",
+        "narrow, and of many such intervals some miss 0 by chance.",
     ]
 
 

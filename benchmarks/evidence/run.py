@@ -30,7 +30,8 @@ from nnunet_imbal.io import read_label, write_atomically  # noqa: E402
 
 def read_settings(study: str, budget: str) -> dict[str, Any]:
     """Title, seeds, arms and one budget of a study."""
-    settings = json.loads((HERE / f"{study}.json").read_text())
+    settings = json.loads((HERE / f"{study}.json").read_text(encoding="utf-8"))
+    del settings["notes"]  # words may change while a study goes on
     return settings | {"budgets": None, "budget": {"name": budget, **settings["budgets"][budget]}}
 
 
