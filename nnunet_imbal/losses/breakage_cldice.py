@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import smooth_l1_loss
-from torch.utils.checkpoint import checkpoint
+from torch.nn.functional import pad, smooth_l1_loss
 from typing_extensions import Unpack
 
 from nnunet_imbal.losses._base import CommonOptions, SegmentationLoss
@@ -17,7 +16,6 @@ from nnunet_imbal.losses._vessels import (
     merge_classes,
     present_classes,
     shortfall,
-    total,
 )
 from nnunet_imbal.losses.radius_dice import radius_weights
 from nnunet_imbal.ops import erosion_depth, skeletonize, soft_skeleton
@@ -56,9 +54,12 @@ def breakage_weights(probs: Tensor, target: Tensor, form: str = "relative") -> T
         [1.181, 1.019]
     """
     box = 3 ** (probs.ndim - 2)
-    found, wanted = box_mean(probs).mul_(box), box_mean(target.to(probs.dtype)).mul_(box)
+    return _weights(box_mean(probs) * box, box_mean(target.to(probs.dtype)) * box, box, form)
+
+
+def _weights(found: Tensor, wanted: Tensor, box: int, form: str) -> Tensor:
     error = smooth_l1_loss(found, wanted, reduction="none")
-    return torch.exp(error / (box if form == "released" else torch.maximum(found, wanted).clamp_(min=1)))
+    return torch.exp(error / (box if form == "released" else torch.maximum(found, wanted).clamp(min=1)))
 
 
 def breakage_cldice_loss(
@@ -117,10 +118,10 @@ def breakage_cldice_loss(
     target = target.bool()
     lines = _both_centre_lines(probs.detach(), target, exclusive, skeleton)
     fixed = torch.ones_like(lines[0], dtype=probs.dtype) if voxel_weights is None else voxel_weights
-    classes = zip(probs.split(1, 1), target.split(1, 1), strict=True)
-    # The formula is long: class by class, and once more on the way back.
-    sums = [checkpoint(_sums, *pair, *lines, fixed, form, detach, use_reentrant=False) for pair in classes]
-    right, claims, found, wishes = (total(part, batch) for part in torch.cat(sums, 2).unsqueeze(3))
+    samples = zip(*(each.split(1) for each in (probs, target, *lines, fixed)), strict=True)
+    sums = [_sums(*sample, form, detach) for sample in samples]
+    parts = torch.stack(sums, 1) if sums else probs.new_zeros(4, 0, probs.shape[1])
+    right, claims, found, wishes = parts.sum(1, keepdim=True) if batch else parts
     precision, sensitivity = (right + smooth_nr) / (claims + smooth_dr), (found + smooth_nr) / (wishes + smooth_dr)
     present = present_classes(target, batch)
     reduced = average_classes(shortfall(precision, sensitivity), present, weight, reduction)
@@ -137,12 +138,18 @@ def _both_centre_lines(probs: Tensor, target: Tensor, exclusive: bool, skeleton:
 def _sums(
     probs: Tensor, target: Tensor, wanted: Tensor, claimed: Tensor, fixed: Tensor, form: str, detach: bool
 ) -> Tensor:
-    """What is right and all that is claimed, what is found and all that is wanted: ``(4, B, C)``."""
-    weights = breakage_weights(probs.detach() if detach else probs, target, form) * fixed
-    # Not products with masks: on the CPU those copy the mask as numbers first.
-    claims, wishes = weights.where(claimed, 0) * probs, weights.where(wanted & target, 0)
-    parts = claims.where(target, 0), claims, wishes * probs, wishes
-    return torch.stack([total(part, batch=False) for part in parts])
+    """What is right and all that is claimed, what is found and all that is wanted, of one sample: ``(4, C)``.
+
+    Only voxels of centre lines count, few of all.
+    """
+    at, box = (wanted | claimed).flatten().nonzero()[:, 0], 3 ** (probs.ndim - 2)
+    means = box_mean(probs.detach() if detach else probs), box_mean(target.to(probs.dtype))
+    found, needed, scores, truth, wanted, claimed, fixed = (
+        each.flatten(2)[0, :, at] for each in (*means, probs, target, wanted, claimed, fixed)
+    )
+    weights = _weights(box * found, box * needed, box, form) * fixed
+    claims, wishes = weights * scores * claimed, weights * (truth & wanted)
+    return torch.stack([part.sum(1) for part in (claims * truth, claims, wishes * scores, wishes)])
 
 
 def _centre_lines(mask: Tensor, skeleton: str) -> Tensor:
