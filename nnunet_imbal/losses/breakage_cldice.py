@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, smooth_l1_loss
+from torch.nn.functional import smooth_l1_loss
 from typing_extensions import Unpack
 
 from nnunet_imbal.losses._base import CommonOptions, SegmentationLoss
