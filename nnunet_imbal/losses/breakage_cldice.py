@@ -118,8 +118,9 @@ def breakage_cldice_loss(
     target = target.bool()
     lines = _both_centre_lines(probs.detach(), target, exclusive, skeleton)
     fixed = torch.ones_like(lines[0], dtype=probs.dtype) if voxel_weights is None else voxel_weights
-    samples = zip(*(each.split(1) for each in (probs, target, *lines, fixed)), strict=True)
-    sums = [_sums(*sample, form=form, detach=detach) for sample in samples]
+    wanted, claimed, constant = (each.split(1) for each in (*lines, fixed))
+    samples = zip(probs.split(1), target.split(1), wanted, claimed, constant, strict=True)
+    sums = [_sums(*sample, form, detach) for sample in samples]
     parts = torch.stack(sums, 1) if sums else probs.new_zeros(4, 0, probs.shape[1])
     right, claims, found, wishes = parts.sum(1, keepdim=True) if batch else parts
     precision, sensitivity = (right + smooth_nr) / (claims + smooth_dr), (found + smooth_nr) / (wishes + smooth_dr)
