@@ -217,11 +217,11 @@ def _introduction() -> list[str]:
         "cp /tmp/*/evidence_*.json benchmarks/results/ && python benchmarks/evidence/page.py",
         "```",
         "",
-        "**Read the numbers with care.** The budget `short` is minutes on a processor, far from a full training. All",
-        "arms then go on from one network that stock nnU-Net has warmed up, so seeds differ less than whole trainings",
-        "would, and so do arms. It compares arms under that budget and says nothing about long trainings or patients.",
-        "Intervals (95 %) come from a paired bootstrap over seeds and test cases; with as few of both they are too",
-        "narrow, and of many such intervals some miss 0 by chance.",
+        "**Read the numbers with care.** The budget `short` is minutes on a processor, far from a full training. In",
+        "all studies but the control, all arms then go on from one network that stock nnU-Net has warmed up, so seeds",
+        "differ less than whole trainings would, and so do arms. It compares arms under that budget and says nothing",
+        "about long trainings or patients. Intervals (95 %) come from a paired bootstrap over seeds and test cases;",
+        "with as few of both they are too narrow, and of many such intervals some miss 0 by chance.",
     ]
 
 
