@@ -24,17 +24,22 @@ from numpy.typing import NDArray
 
 import numba_kernels
 import trainers
-from nnunet_imbal.phantoms import LesionPhantom
+from nnunet_imbal.evaluation import DatasetLabels
+from nnunet_imbal.fingerprint import FILE_NAME
+from nnunet_imbal.fingerprint.case import measure_case
+from nnunet_imbal.fingerprint.dataset import summarise
+from nnunet_imbal.phantoms import LesionPhantom, OrganPhantom
 
 PATIENTS = ("07", "26")
 NAME, CONFIGURATION = "Dataset700_IterationTime", "3d_fullres"
-STOCK = "nnUNetTrainer"
+STOCK, CHOOSING = "nnUNetTrainer", "ImbalTrainer"
 VESSEL_TRAINERS = ("ImbalTrainerClDice", "ImbalTrainerCbDice", "ImbalTrainerSkeletonRecall", "ImbalTrainerAGTAL")
 TRAINERS = {
     "lesions": ("ImbalTrainerCC", "ImbalTrainerBlob", "ImbalTrainerCATMIL"),
     "patients": ("ImbalTrainerCC", "ImbalTrainerBlob", "ImbalTrainerCATMIL"),
     "vessels": VESSEL_TRAINERS,
     "vessels20": VESSEL_TRAINERS,
+    "organs": (CHOOSING,),
 }
 
 
@@ -49,6 +54,18 @@ def lesion_labels(patch: int, batch: int) -> NDArray[np.uint8]:
 def vessel_labels(patch: int, batch: int, classes: int | None = None) -> NDArray[np.uint8]:
     """Patches of the circle of Willis, as much of it as fits, with its own classes or so many: ``(B, Z, Y, X)``."""
     return np.stack([vessel_patch((patch,) * 3, index, classes) for index in range(batch)])
+
+
+def organ_labels(patch: int, batch: int) -> NDArray[np.uint8]:
+    """Patches from the middle of artificial abdominal scans with 27 classes: ``(B, Z, Y, X)``."""
+    return np.stack([_middle(OrganPhantom().training_case(0, index).label.T, patch) for index in range(batch)])
+
+
+def _middle(labels: NDArray[np.uint8], patch: int) -> NDArray[np.uint8]:
+    corner = [(length - patch) // 2 for length in labels.shape]
+    if min(corner) < 0:
+        raise ValueError(f"a patch of {patch} voxels along each axis does not fit into a scan of {labels.shape}")
+    return labels[tuple(slice(at, at + patch) for at in corner)]
 
 
 def patient_labels(data: Path, patch: int, batch: int) -> NDArray[np.uint8]:
@@ -70,6 +87,13 @@ def describe_dataset(labels: NDArray[np.uint8]) -> dict[str, Any]:
     """The dataset.json of such labels."""
     names = {"background": 0} | {f"class {number}": number for number in range(1, int(labels.max()) + 1)}
     return {"channel_names": {"0": "MR", "1": "MR"}, "labels": names, "file_ending": ".nii.gz"}
+
+
+def save_fingerprint(labels: NDArray[np.uint8], folder: Path) -> None:
+    """What is imbalanced in these patches, where a trainer that chooses by it will look for it."""
+    names = {name: (value,) for name, value in describe_dataset(labels)["labels"].items() if value}
+    cases = {f"case {i}": measure_case(each, (1.0, 1.0, 1.0), names) for i, each in enumerate(labels)}
+    summarise(NAME, cases, DatasetLabels(names, None, folder)).save(folder / FILE_NAME)
 
 
 def make_batch(labels: NDArray[np.uint8], scales: list[list[float]], seed: int) -> dict[str, Any]:
@@ -135,6 +159,7 @@ def make_trainer(name: str, labels: NDArray[np.uint8], device: str, seed: int) -
         empty = Path(folder) / "preprocessed" / NAME / "none" / "case.b2nd"  # nnU-Net looks at the ending only
         empty.parent.mkdir(parents=True)
         empty.touch()
+        save_fingerprint(labels, empty.parents[1])
         torch.manual_seed(seed)
         trainer = cls(make_plans(patch, batch), CONFIGURATION, 0, describe_dataset(labels), torch.device(device))
         trainer.initialize()
@@ -159,7 +184,12 @@ def measure(
         for name, trainer in made.items():
             times[name].append(_time_ms(lambda t=trainer: t.train_step(samples), device))
     components = [int(numba_kernels.connected_components(each, 26)[1]) for each in labels]
-    return {"components": components, "ms": {name: values[warm_up:] for name, values in times.items()}}
+    chosen = [term.name for term in made[CHOOSING].loss.terms] if CHOOSING in made else []
+    return {
+        "components": components,
+        "chosen": chosen,
+        "ms": {name: values[warm_up:] for name, values in times.items()},
+    }
 
 
 def _time_ms(work: Callable[[], object], device: str) -> float:
@@ -181,10 +211,12 @@ def run_benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
     for patch in arguments.patch:
         maps = {"lesions": lesion_labels(patch, arguments.batch), "vessels": vessel_labels(patch, arguments.batch)}
         maps["vessels20"] = vessel_labels(patch, arguments.batch, 20)
+        maps["organs"] = organ_labels(patch, arguments.batch)
         if arguments.data:
             maps["patients"] = patient_labels(arguments.data, patch, arguments.batch)
         for kind in arguments.labels:
-            words = (maps[kind], TRAINERS[kind], arguments.iterations, arguments.warm_up, arguments.device)
+            names = arguments.trainers or TRAINERS[kind]
+            words = (maps[kind], names, arguments.iterations, arguments.warm_up, arguments.device)
             processes = [_in_new_process(*words, seed) for seed in range(arguments.processes)]
             row = {"patch": patch, "labels": kind, "classes": int(maps[kind].max()), "batch": arguments.batch}
             rows.append({**row, "processes": processes})
@@ -228,7 +260,9 @@ def _lines(row: dict[str, Any]) -> list[str]:
     classes = "1 class" if row["classes"] == 1 else f"{row['classes']} classes"
     what = [f"{row['batch']} x {row['patch']}³", f"{row['labels'].removesuffix('20')}, {classes}"]
     what.append(" + ".join(str(number) for number in row["processes"][0]["components"]))
-    return [_row([*what, name, *_times(row["processes"], name)]) for name in row["processes"][0]["ms"]]
+    first = row["processes"][0]
+    chosen = {CHOOSING: f"{CHOOSING}: {' + '.join(first.get('chosen', ())) or 'no term'}"}
+    return [_row([*what, chosen.get(name, name), *_times(row["processes"], name)]) for name in first["ms"]]
 
 
 def _times(processes: list[dict[str, Any]], name: str) -> list[str]:
@@ -251,6 +285,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder open_ms_data, for --labels patients")
     parser.add_argument("--labels", nargs="+", default=["lesions", "vessels", "vessels20"], choices=TRAINERS)
+    parser.add_argument("--trainers", nargs="+", help="instead of those made for the labels")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the result")
     parser.add_argument("--name", default="iteration_time", help="of the two files with the result")
     parser.add_argument("--patch", type=int, nargs="+", default=[64], help="edge in voxels; several are allowed")

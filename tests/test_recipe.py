@@ -90,7 +90,7 @@ def test_nothing_imbalanced_is_stock_nnunet():
             "sampling",
             "aims at the largest pieces of lesion",
         ),
-        ({"liver": LOST}, ImbalConfig(sampling=Sampling()), "sampling", "it never centres on liver (41%)"),
+        ({"liver": LOST}, ImbalConfig(sampling=Sampling()), "sampling", "it can never centre on a share: liver (41%)"),
         ({"adrenal": TINY, "liver": ORGAN}, ImbalConfig(), NO_CHANGE, "volume: adrenal (0.04 %)"),
         ({"left kidney": ORGAN, "right kidney": replace(ORGAN, labels=[2])}, ImbalConfig(mirroring="auto"),
          "mirroring", "left kidney and right kidney are mirror images"),
