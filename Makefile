@@ -10,7 +10,7 @@ SLOW = slow or e2e or packaging or browser or ddp or gpu
 WORKERS = $$($(BIN)/python -c "import xdist; print('--numprocesses=logical --maxprocesses=4 --dist=worksteal')" 2>/dev/null)
 PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest $(WORKERS)
 
-.PHONY: help demo install test test-fast lint doctor clean-venv
+.PHONY: help demo install test test-fast lint docs doctor clean-venv
 .DEFAULT_GOAL = help
 
 help:  ## list the targets
@@ -42,6 +42,9 @@ lint: install  ## style and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/mypy startup/_nnunet_imbal_start.py
+
+docs: install  ## the website, in site/docs/index.html
+	$(BIN)/sphinx-build -c docs -W --keep-going -q -b html . site
 
 doctor: install  ## what could go wrong on this machine
 	$(BIN)/nnunet-imbal doctor
