@@ -4,6 +4,7 @@ MONAI's own `monai.apps.nnunet` cannot do this with nnU-Net 2.8: it refuses chec
 trainers outside nnU-Net's own folder, and builds the network in a way that nnU-Net has given up.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,11 @@ class NNUNetModel(nn.Module):
         affines = images.affine.expand(len(images), 4, 4)
         pairs = zip(images.as_tensor(), affines, strict=True)
         labels = [self._segment(MetaTensor(image, affine=affine)) for image, affine in pairs]
-        return MetaTensor(torch.stack([each.as_tensor() for each in labels]).to(images.device), meta=images.meta)
+        result = MetaTensor(torch.stack([each.as_tensor() for each in labels]).to(images.device))
+        result.copy_meta_from(images)
+        # One channel now: MONAI 1.6.1 cannot write what claims to come from several files but has lost their axis.
+        result.meta["original_channel_dim"] = torch.full((len(images),), math.nan) if images.is_batch else math.nan
+        return result
 
     def _segment(self, image: MetaTensor) -> MetaTensor:
         """``(C, X, Y, Z)`` to ``(1, X, Y, Z)``."""

@@ -1,6 +1,7 @@
 """What the configurations of the bundle ask about a dataset: its cases, classes, channels and spacing."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from monai.data import partition_dataset
+from monai.data import MetaTensor, partition_dataset
 from nibabel.affines import voxel_sizes
 
 from nnunet_imbal.check import RawCase, read_dataset
@@ -26,6 +27,7 @@ __all__ = [
     "image_cases",
     "instances",
     "load_description",
+    "one_channel",
     "prediction_name",
     "require_empty",
     "split_cases",
@@ -196,6 +198,15 @@ def prediction_name(meta: Mapping[str, Any], _: object) -> dict[str, Any]:
     name = case_name(str(meta["filename_or_obj"]))
     stem, _, channel = name.rpartition("_")
     return {"subject": stem if stem and channel == "0000" else name, "idx": None}
+
+
+def one_channel(prediction: MetaTensor) -> MetaTensor:
+    """Let a label map say that it has one channel, whatever the image had.
+
+    MONAI 1.6.1 otherwise takes the map of an image of several files for 2-D when it writes it.
+    """
+    prediction.meta["original_channel_dim"] = math.nan
+    return prediction
 
 
 def require_empty(folder: str | Path) -> None:

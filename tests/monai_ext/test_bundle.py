@@ -89,10 +89,12 @@ def test_predictions_lie_on_the_grid_of_the_image(tmp_path):
     """Axes in another order, coarser voxels for the network than in the file, and labels of the right number."""
     data = write_plain(tmp_path / "data")
     place = {"bundle_root": str(tmp_path / "out"), **SMALL, "network_def#channels": [16, 32]}
+    place["intensity"] = {"_target_": "ScaleIntensityRanged", "keys": "image", "a_min": 0, "a_max": 100}
     run(
         *(TRAIN, "train"),
         **{**place, "epochs": 40, "val_interval": 40, "learning_rate": 0.01},
         **{"dataset_dir": str(data), "spacing": [4.0, 4.0, 4.0], "batch_size": 1},
+        **{"loss#losses#1#_target_": "monai_ext.losses.BlobDiceLoss", "instance_share": 1},
     )
     run(INFERENCE, "infer", images_dir=str(data / "images"), **place)
     for name in ("scan0", "scan1"):
@@ -103,6 +105,27 @@ def test_predictions_lie_on_the_grid_of_the_image(tmp_path):
         assert seen.dtype == np.uint8
         assert seen.shape == labels.shape
         assert (seen[labels == 1] == 1).mean() > 0.7
+
+
+@theirs
+def test_several_channels(tmp_path):
+    """MONAI stacks the files of a case; nnU-Net's names tell which belong together."""
+    raw, rng = tmp_path / "Dataset001_Two", np.random.default_rng(2)
+    for number in range(2):
+        label = np.zeros((18, 20, 24), dtype=np.uint8)
+        label[4:9, 5:9, 6:12] = 1
+        save(label, raw / "labelsTr" / f"case{number}.nii.gz")
+        for channel in range(2):
+            noise = rng.normal(size=label.shape).astype(np.float32)
+            save(noise, raw / "imagesTr" / f"case{number}_{channel:04d}.nii.gz")
+    description = {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "lesion": 1}}
+    (raw / "dataset.json").write_text(json.dumps({**description, "numTraining": 2, "file_ending": ".nii.gz"}))
+    run(TRAIN, "train", dataset_dir=str(raw), bundle_root=str(tmp_path), **{**SHORT, "epochs": 1, "batch_size": 1})
+    run(INFERENCE, "infer", images_dir=str(raw / "imagesTr"), bundle_root=str(tmp_path), **SMALL)
+    found = sorted((tmp_path / "predictions").iterdir())
+    assert [path.name for path in found] == ["case0.nii.gz", "case1.nii.gz"]
+    np.testing.assert_allclose(nib.load(found[0]).affine, AFFINE, atol=1e-5)
+    assert nib.load(found[0]).shape == (18, 20, 24)
 
 
 @pytest.mark.slow
@@ -132,7 +155,7 @@ def test_training_and_inference_agree():
     """MONAI's bundles repeat these parts; a network must meet the same images in both."""
     train, inference = (json.loads((CONFIGS / f"{name}.json").read_text()) for name in ("train", "inference"))
     assert train["network_def"] == inference["network_def"]
-    assert train["patch_size"] == inference["patch_size"]
+    assert all(train[key] == inference[key] for key in ("patch_size", "intensity", "device"))
     assert train["validate"]["inferer"] == inference["inferer"]
 
     def for_images(text):

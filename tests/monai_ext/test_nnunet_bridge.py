@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader, Dataset, MetaTensor
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, SaveImaged
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -26,6 +27,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
     pytest.mark.filterwarnings(r"error:::(monai_ext|nnunet_imbal)\..*"),
 ]
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "monai.md"
 RESAMPLING = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
 CONFIGURATION = {
     "preprocessor_name": "DefaultPreprocessor",
@@ -178,6 +180,34 @@ def test_a_collated_batch_keeps_the_place_of_each_image(tmp_path):
         np.testing.assert_array_equal(found[number].numpy(), model(single[None])[0].numpy())
         torch.testing.assert_close(found.affine[number], single.affine)
     assert (found[0] != found[1]).any()
+
+
+def test_it_serves_an_evaluator_of_monai(tmp_path):
+    from monai.engines import SupervisedEvaluator
+
+    image = load(write_images(tmp_path / "images"))
+    model = load_nnunet_model(write_model(tmp_path / "model"), use_mirroring=False)
+    save = SaveImaged("pred", output_dir=tmp_path / "out", output_postfix="", separate_folder=False)
+    evaluator = SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(Dataset([{"image": image}]), batch_size=1),
+        network=model,
+        postprocessing=Compose([save]),
+    )
+    evaluator.run()
+    written = nib.load(tmp_path / "out" / "case_0000.nii.gz")
+    np.testing.assert_array_equal(np.asarray(written.dataobj), model(image[None])[0, 0].numpy())
+    np.testing.assert_allclose(written.affine, image.affine.numpy(), atol=1e-5)
+
+
+def test_the_documented_lines_run(tmp_path, monkeypatch):
+    (code,) = re.findall(r"^```py\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    write_model(tmp_path / "nnUNet_results" / "Dataset004_X" / "ImbalTrainer__nnUNetPlans__3d_fullres")
+    write_images(tmp_path / "imagesTs")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, str(PAGE), "exec"), {})  # noqa: S102
+    written = nib.load(tmp_path / "predictions" / "case_0000.nii.gz")
+    assert len(np.unique(np.asarray(written.dataobj))) == 3
 
 
 def test_it_is_a_module_like_others(tmp_path):
