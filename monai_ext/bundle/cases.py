@@ -16,7 +16,7 @@ from nibabel.affines import voxel_sizes
 
 from nnunet_imbal.check import RawCase, read_dataset
 from nnunet_imbal.errors import ConfigError, DataError, LabelError
-from nnunet_imbal.io import case_name, list_label_files, read_label, write_atomically
+from nnunet_imbal.io import case_name, read_label, write_atomically
 from nnunet_imbal.laterality import paired_labels
 from nnunet_imbal.sampling import InstanceIndex, find_instances
 
@@ -169,9 +169,7 @@ def image_cases(images_dir: str | Path | None, description: Description) -> list
     """
     if images_dir is None:
         raise ConfigError("no images given: add --images_dir FOLDER")
-    files = {name: path for name, path in list_label_files(images_dir).items() if path.name.endswith(_ENDINGS)}
-    if not files:
-        raise DataError(f"{images_dir} holds no {' or '.join(_ENDINGS)} file")
+    files = _files(Path(images_dir))
     if description.num_channels == 1:
         return [{"image": [str(path)]} for path in files.values()]
     stems = sorted({name.rpartition("_")[0] for name in files})
@@ -223,9 +221,8 @@ def _read(folder: str | Path | None) -> _Dataset:
     if folder is None:
         raise ConfigError("no dataset given: add --dataset_dir FOLDER")
     folder = Path(folder)
-    dataset = (
-        _read_raw(folder) if (folder / _FILE).is_file() or not (folder / "labels").is_dir() else _read_plain(folder)
-    )
+    is_plain = (folder / "labels").is_dir() and not (folder / _FILE).exists()
+    dataset = _read_plain(folder) if is_plain else _read_raw(folder)
     for case in dataset.cases:
         for path in (*case.images, case.label):
             if not path.name.endswith(_ENDINGS):
@@ -250,11 +247,24 @@ def _read_raw(folder: Path) -> _Dataset:
 
 
 def _read_plain(folder: Path) -> _Dataset:
-    images, labels = (list_label_files(folder / part) for part in ("images", "labels"))
+    images, labels = _files(folder / "images"), _files(folder / "labels")
     unpaired = sorted(images.keys() ^ labels.keys())
     if unpaired:
         raise DataError(f"{folder}: {unpaired[0]} is in one of images and labels only; a case needs both, of one name")
     return _Dataset(None, ("image",), tuple(RawCase(name, (images[name],), labels[name]) for name in sorted(labels)))
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Case name -> NIfTI file, by name."""
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; expected one with NIfTI files")
+    paths = sorted(path for path in folder.iterdir() if path.name.endswith(_ENDINGS) and path.name[0] != ".")
+    files = {case_name(path): path for path in paths}
+    if not files:
+        raise DataError(f"{folder} holds no file that ends in {' or '.join(_ENDINGS)}")
+    if len(files) < len(paths):
+        raise DataError(f"{folder} holds a case as .nii and as .nii.gz; keep one of them")
+    return files
 
 
 def _found_labels(cases: Sequence[RawCase]) -> dict[str, int]:

@@ -278,5 +278,11 @@ def test_bad_models_and_images_are_refused(tmp_path):
     description = cases.Description({"background": 0, "lesion": 1}, ("T1",), (1.0, 1.0, 1.0))
     with pytest.raises(ConfigError, match="--images_dir FOLDER"):
         cases.image_cases(None, description)
-    with pytest.raises(DataError, match="no label map"):
+    with pytest.raises(DataError, match=r"holds no file that ends in .nii.gz or .nii"):
+        cases.image_cases(tmp_path, description)
+    with pytest.raises(DataError, match="nowhere is not a folder"):
+        cases.image_cases(tmp_path / "nowhere", description)
+    for ending in (".nii", ".nii.gz"):
+        save(np.zeros((2, 2, 2), dtype=np.float32), tmp_path / f"twice{ending}")
+    with pytest.raises(DataError, match="keep one of them"):
         cases.image_cases(tmp_path, description)
