@@ -58,7 +58,6 @@ def _rank(rank, folder, base):
     dist.destroy_process_group()
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("base", ["nnunet", "none"])
 def test_R44_one_rank_without_foreground(tmp_path, base):
