@@ -66,7 +66,6 @@ def _rank(rank, folder):
 
 @pytest.mark.slow
 @pytest.mark.ddp
-@pytest.mark.timeout(600)
 def test_two_ranks_agree(tmp_path):
     mp.spawn(_rank, args=(str(tmp_path),), nprocs=2, join=True)
 

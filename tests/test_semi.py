@@ -442,7 +442,6 @@ def _rank(rank, folder):
 
 @pytest.mark.slow
 @pytest.mark.ddp
-@pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore")
 def test_two_ranks_train_as_one_process_does(tmp_path):
     mp.spawn(_rank, args=(str(tmp_path),), nprocs=2, join=True)

@@ -68,7 +68,6 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", MODULES)
 def test_two_ranks_equal_one(folder, name):

@@ -71,7 +71,6 @@ def test_wheel_holds_the_monai_bundle(wheel):
     assert {"configs/logging.conf", "docs/README.md", "cases.py"} <= parts
 
 
-@pytest.mark.timeout(600)
 def test_nnunet_finds_the_trainer_of_the_wheel(installed):
     answer = look_up(installed, "fork", "spawn", "forkserver")
     assert answer["same"]
@@ -80,7 +79,6 @@ def test_nnunet_finds_the_trainer_of_the_wheel(installed):
     assert {answer[key] for key in ("home", "fork", "spawn", "forkserver")} == {"trainers.imbal_trainer"}
 
 
-@pytest.mark.timeout(600)
 def test_nnunet_finds_the_trainer_of_an_editable_install(new_environment, editable_wheel):
     new_environment.install(editable_wheel)
     answer = look_up(new_environment)
@@ -127,7 +125,6 @@ def test_uninstall_leaves_nothing(new_environment, wheel):
     assert last_line(new_environment.run("-c", SHOW)) == "None"
 
 
-@pytest.mark.timeout(600)
 def test_stock_trainer_is_found_after_uninstall(new_environment, wheel):
     new_environment.install(wheel)
     new_environment.uninstall()

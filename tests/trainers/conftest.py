@@ -58,9 +58,8 @@ class Workspace:
     def run(self, command, *arguments, check=True, **environment):
         """One of nnU-Net's console commands, as a user would type it."""
         words = [str(Path(sys.executable).parent / command), *map(str, arguments)]
-        done = subprocess.run(
-            words, env={**os.environ, **self.environment, **environment}, capture_output=True, text=True, timeout=600
-        )
+        environment = {**os.environ, **self.environment, **environment}
+        done = subprocess.run(words, env=environment, capture_output=True, text=True)  # pytest-timeout ends it
         if check and done.returncode:
             raise AssertionError(f"{' '.join(words)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}")
         return done

@@ -113,7 +113,7 @@ def same_on_all_ranks(tensor):
 
 
 def examine(name, rank, dataset, folder):
-    """Steps on half of two patches, on patches of the loader, and with one rank that sees only background, or nothing."""
+    """Steps on one of two patches, on those of the loader, and with a rank that sees only background, or no labels."""
     trainer = start(name, dataset)
     begin, patches, part = copy.deepcopy(learned(trainer).state_dict()), two_patches(trainer), slice(rank, rank + 1)
     batches = [rows(patches, part), next(trainer.dataloader_train), rows(patches, part, None if rank else 0)]

@@ -29,7 +29,6 @@ class Short(ImbalTrainer):
     val_iterations = 1
 
 
-@pytest.mark.timeout(900)
 def test_a_balanced_dataset_is_trained_as_by_stock_nnunet_bit_for_bit(workspaces, tmp_path):
     workspace = workspaces("labels")
     results = {}
@@ -166,7 +165,6 @@ def _rank(rank, folder):
 
 
 @pytest.mark.ddp
-@pytest.mark.timeout(600)
 def test_one_rank_measures_and_the_other_reads(lesions, tmp_path, monkeypatch):
     shutil.copytree(lesions, tmp_path / "Dataset001_X")
     mp.spawn(_rank, args=(str(tmp_path),), nprocs=2, join=True)

@@ -366,7 +366,6 @@ def _rank(rank, folder):
 
 @pytest.mark.slow
 @pytest.mark.ddp
-@pytest.mark.timeout(600)
 def test_one_rank_finds_the_instances_and_each_draws_its_own(tmp_path):
     (tmp_path / "cases").mkdir()
     for case, seed in (("a", 0), ("b", 1)):

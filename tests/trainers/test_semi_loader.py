@@ -421,7 +421,6 @@ def _rank(rank, folder, batch_dice):
 
 @pytest.mark.slow
 @pytest.mark.ddp
-@pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("batch_dice", [False, True])
 def test_two_ranks_with_one_patch_each_equal_one_process_with_two(tmp_path, batch_dice):

@@ -235,7 +235,6 @@ def _distributed_step(rank, folder):
 
 @pytest.mark.slow
 @pytest.mark.ddp
-@pytest.mark.timeout(600)
 def test_one_rank_with_labels_only_and_one_without_any(tmp_path):
     mp.spawn(_distributed_step, args=(str(tmp_path),), nprocs=2, join=True)
 
