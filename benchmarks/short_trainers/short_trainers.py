@@ -34,6 +34,8 @@ class _Short:
             seed(int(os.environ["BENCHMARK_SEED"]))
         if "BENCHMARK_FORCED_PATCHES" in os.environ:
             self.oversample_foreground_percent = float(os.environ["BENCHMARK_FORCED_PATCHES"])
+            # nnU-Net forces whole patches of a batch: of two, a share of 0.66 would force one, as its own 0.33 does.
+            self.probabilistic_oversampling = self.oversample_foreground_percent < 1
         if "OMP_NUM_THREADS" in os.environ:  # nnU-Net took a thread per core; on a busy one they wait for each other
             torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         super().on_train_start()
