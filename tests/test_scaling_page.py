@@ -11,7 +11,7 @@ from nnunet_imbal.fingerprint import FILE_NAME
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
-SCRIPTS = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+SCRIPTS = re.findall(r"```(?:bash|sh)\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
