@@ -31,7 +31,10 @@ Measure = Callable[[Json, str], float]
 
 
 class Difference(NamedTuple):
-    """Mean of the paired differences, its 95 % interval, and the mean of the arm it is compared with."""
+    """Mean of the paired differences, its 95 % interval, and the mean of the arm it is compared with.
+
+    With one seed the interval is NaN: a bootstrap over a few test cases alone would look far too sure.
+    """
 
     mean: float
     low: float
@@ -82,7 +85,8 @@ def compare(result: Json, arm: str, other: str, measure: Measure) -> Difference 
     difference = difference[:, ~np.isnan(difference).any(axis=0)]  # a case without lesions of that size
     if not difference.size:
         return None
-    return Difference(float(difference.mean()), *bootstrap_interval(difference), float(np.nanmean(rival)))
+    interval = bootstrap_interval(difference) if len(seeds) > 1 else (float("nan"), float("nan"))
+    return Difference(float(difference.mean()), *interval, float(np.nanmean(rival)))
 
 
 def verdict(found: Difference, kind: str, bound: float) -> bool:

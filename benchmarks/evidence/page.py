@@ -271,7 +271,10 @@ def _bound(kind: str, bound: float) -> str:
 
 
 def _interval(found: Difference | None) -> str:
-    return "-" if found is None else f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+    if found is None:
+        return "-"
+    interval = "one seed" if np.isnan(found.low) else f"{found.low:+.3f} to {found.high:+.3f}"
+    return f"{found.mean:+.3f} ({interval})"
 
 
 def _number(value: float) -> str:
