@@ -113,6 +113,22 @@ def test_data_that_are_missing_are_named(load, tmp_path):
         next(load("_data").SOURCES["ms_sim2real"].make(tmp_path))
 
 
+def test_brains_have_an_image_and_all_classes(load, tmp_path):
+    (tmp_path / "synthseg").mkdir()
+    labels = np.zeros((40, 44, 48), np.int16)
+    labels[8:32, 8:36, 8:40] = 2
+    labels[20:28, 12:20, 30:38] = 17  # right, behind, above
+    nib.save(nib.Nifti1Image(labels, np.eye(4)), tmp_path / "synthseg" / "training_seg_01.nii.gz")
+    cases = load("_data").SOURCES["brain_tail"]
+    part, name, image, label, affine = next(cases.make(tmp_path))
+    assert (part, name) == ("Tr", "training_01")
+    assert image.shape == label.shape == (20, 22, 24)
+    assert np.argwhere(label == cases.labels["hippocampus"]).tolist() == [
+        [x, y, z] for x in range(10, 14) for y in range(6, 10) for z in range(15, 19)
+    ]
+    np.testing.assert_array_equal(np.diag(affine), [2, 2, 2, 1])
+
+
 def test_a_raw_dataset_keeps_the_named_classes(load, tmp_path):
     data = load("_data")
     phantom = data.OrganPhantom(shape=(56, 44, 60), spacing=(6.0, 6.0, 6.0))

@@ -8,6 +8,7 @@ from _brain_page import bootstrap_interval, rarest_third
 from numpy.typing import NDArray
 
 __all__ = [
+    "OPERATING_PRICE",
     "PRICES",
     "Difference",
     "arm_values",
