@@ -157,16 +157,12 @@ def _rare_in_patches(facts: _Facts, config: ImbalConfig) -> _Found:
 
 
 def _centre_lines(facts: _Facts, config: ImbalConfig) -> _Found:
-    """Thin classes that make most of the labelled volume: clDice, late."""
+    """Thin classes, not in pieces, that make most of the labelled volume: clDice, late."""
     if (trait := facts.traits.get("thin")) is None:
         return None
     found = f"long and thin, median radius: {_listed(trait.classes)}"
-    if facts.in_slices:
-        return config, Choice(NO_CHANGE, f"{found}; but in single slices a vessel is a dot")
-    share = _share_of_volume(facts.fingerprint, trait)
-    if share < _MOST:
-        reason = f"{found}; but they make only {share:.0%} of the volume, and the term acts on all classes"
-        return config, Choice(NO_CHANGE, reason)
+    if (obstacle := _no_vessels(facts, trait)) is not None:
+        return config, Choice(NO_CHANGE, f"{found}; but {obstacle}")
     start, ramp = round(_LATE * facts.epochs), round(_RAMP * facts.epochs)
     merge = len(facts.fingerprint.classes) > _MANY
     term = Term("cldice", kwargs={"alpha": 1.0, "merge": merge}, from_epoch=start, ramp_epochs=ramp)
@@ -175,6 +171,20 @@ def _centre_lines(facts: _Facts, config: ImbalConfig) -> _Found:
         "because it needs a network that has learned where vessels are"
     )
     return replace(config, terms=(*config.terms, term)), Choice(term.loss, reason)
+
+
+def _no_vessels(facts: _Facts, thin: Trait) -> str | None:
+    if facts.in_slices:
+        return "in single slices a vessel is a dot"
+    scattered = facts.traits["scattered"].classes if "scattered" in facts.traits else {}
+    whole = [name for name in thin.classes if name not in scattered]
+    if not whole:
+        return "in pieces of very different size, as lesions are and vessels are not"
+    volumes = {name: each.volume_share for name, each in facts.fingerprint.classes.items()}
+    share = sum(volumes[name] for name in whole) / sum(volumes.values())
+    if share >= _MOST:
+        return None
+    return f"those in one piece make only {share:.0%} of the volume, and the term acts on all"
 
 
 def _tiny(facts: _Facts, config: ImbalConfig) -> _Found:
@@ -211,8 +221,3 @@ def _listed(classes: Mapping[str, str]) -> str:
     named = [f"{name} ({value})" if value else name for name, value in classes.items()]
     more = len(named) - _NAMED
     return ", ".join(named) if more < 2 else f"{', '.join(named[:_NAMED])} and {more} more"
-
-
-def _share_of_volume(fingerprint: Fingerprint, trait: Trait) -> float:
-    volumes = {name: each.volume_share for name, each in fingerprint.classes.items()}
-    return sum(volumes[name] for name in trait.classes) / sum(volumes.values())

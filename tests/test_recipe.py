@@ -99,7 +99,7 @@ def test_nothing_imbalanced_is_stock_nnunet():
             {"liver": ORGAN, "vein": replace(VESSEL, volume_share=0.01)},
             ImbalConfig(),
             NO_CHANGE,
-            "they make only 9% of the volume",
+            "those in one piece make only 9% of the volume",
         ),
     ],
 )  # fmt: skip
@@ -130,6 +130,13 @@ def test_centre_lines_need_a_third_axis_or_images_without_one():
     slices = choose_recipe(volume, patch_size=(32, 32))
     assert slices.config == ImbalConfig()
     assert "in single slices" in reasons(slices, NO_CHANGE)[0]
+
+
+def test_lesions_with_long_skeletons_are_no_vessels():
+    lesion = replace(LESION, tubularity=5.6, radius_mm=[1.0, 1.0, 1.0, 1.7, 3.0])
+    recipe = choose_recipe(fingerprint({"lesion": lesion}))
+    assert [term.loss for term in recipe.config.terms] == ["cc_dice"]
+    assert "lesion (1 mm); but in pieces" in reasons(recipe, NO_CHANGE)[0]
 
 
 @pytest.mark.parametrize(("number", "merged"), [(13, False), (14, True)])
