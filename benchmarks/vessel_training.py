@@ -74,7 +74,7 @@ STUDY = Study(
 
 def parse_arguments(words: Sequence[str] | None = None) -> Any:
     """The command line."""
-    return make_parser(__doc__, epochs=4, iterations=50).parse_args(words)
+    return make_parser(__doc__, epochs=5, iterations=100).parse_args(words)
 
 
 def main() -> None:
