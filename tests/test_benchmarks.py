@@ -164,6 +164,7 @@ def kernel_result(load):
     """Numbers as bench_kernels.py keeps them; the peer ran for a quarter of its job."""
     row = {"job": "distance", "input": "lesions", "size": 128, "note": "ours knows more", "targets": {"peer": 3}}
     row |= {"times": {"peer": 4}, "milliseconds": {"ours": [2.0, 3.0, 4.0], "peer": [1.0, 2.0, 3.0]}}
+    row["milliseconds_again"] = {"ours": [1.0, 1.0, 3.0], "peer": [1.0, 2.0, 3.0]}
     threads = {"operator": "component_cells", "items": 8, "size": 128, "milliseconds": {"1": [6.0], "2": [4.0]}}
     settings = {"sizes": [128], "rounds": 3, "few_rounds": 3, "slow_ms": 1000.0}
     return {
@@ -176,7 +177,7 @@ def kernel_result(load):
 
 def test_page_of_kernels(load, kernel_result):
     page = load("_kernel_page").page(kernel_result)
-    assert "| distance | lesions | 128³ | peer | 3x | 2.67x | **no** |" in page
+    assert "| distance | lesions | 128³ | peer | 3x | 2.67x | **no** | 8x |" in page
     assert "| lesions | 128³ | 3 [2.5, 3.5] | ≈ 8 [6, 10] (2.67x) |" in page
     assert "| component_cells | 8 of 128³ | 6 | 4 | 1.50x |" in page
     assert "10x less (at least 20x: **no**)" in page
@@ -187,6 +188,11 @@ def test_page_of_kernels(load, kernel_result):
 def test_page_of_kernels_tells_where_we_lose(load, kernel_result):
     kernel_result["rows"][0]["times"] = {}
     assert "- distance, lesions, 128³: peer takes 0.67 of our time" in load("_kernel_page").page(kernel_result)
+
+
+def test_page_of_kernels_has_no_second_time_of_those_that_ran_once(load, kernel_result):
+    del kernel_result["rows"][0]["milliseconds_again"]["peer"]
+    assert "| peer | 3x | 2.67x | **no** | - |" in load("_kernel_page").page(kernel_result)
 
 
 def test_lesions_of_patients_that_lose_their_skeleton(load, tmp_path):
