@@ -6,6 +6,7 @@ what it should be ends in an error that names it.
 """
 
 import gzip
+import hashlib
 import os
 import shutil
 import uuid
@@ -28,6 +29,7 @@ __all__ = [
     "Volume",
     "case_name",
     "check_same_geometry",
+    "file_checksum",
     "list_label_files",
     "read_image",
     "read_label",
@@ -167,6 +169,22 @@ def case_name(path: str | Path) -> str:
     name = Path(path).name
     ending = next((e for e in FILE_ENDINGS if name.lower().endswith(e)), "")
     return name[: len(name) - len(ending)]
+
+
+def file_checksum(path: Path) -> str:
+    """SHA-256 of a file, read in pieces.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    return digest.hexdigest()
 
 
 def write_atomically(path: str | Path, data: str | bytes) -> None:

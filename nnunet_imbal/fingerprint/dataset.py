@@ -19,7 +19,7 @@ from nnunet_imbal.check import list_label_maps
 from nnunet_imbal.errors import DataError, LabelError
 from nnunet_imbal.evaluation import DatasetLabels, read_dataset_labels
 from nnunet_imbal.fingerprint.case import CaseMeasures, ClassMeasures, measure_case
-from nnunet_imbal.io import list_label_files, read_label, write_atomically
+from nnunet_imbal.io import file_checksum, list_label_files, read_label, write_atomically
 from nnunet_imbal.laterality import paired_labels
 
 __all__ = [
@@ -132,7 +132,7 @@ def fingerprint_dataset(folder: str | Path, *, out: str | Path | None = None, wo
     if not files:
         raise DataError(f"{folder} has no training case with a label map; expected them in labelsTr")
     with ThreadPoolExecutor(workers) as pool:  # unpacking and kernels run beside each other
-        sums = list(track(pool.map(_checksum, files.values()), len(files), "Reading label maps"))
+        sums = list(track(pool.map(file_checksum, files.values()), len(files), "Reading label maps"))
         origin = _origin(labels, dict(zip(files, sums, strict=True)))
         if out is not None and (known := _still_valid(Path(out), origin)) is not None:
             return known
@@ -302,13 +302,6 @@ def _measure_file(labels: DatasetLabels, path: Path) -> CaseMeasures:
     if unknown:
         raise LabelError(f"{path} holds the labels {unknown}, dataset.json declares {sorted(labels.values)}")
     return measure_case(volume.array, volume.spacing, labels.classes, labels.ignore)
-
-
-def _checksum(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _origin(labels: DatasetLabels, sums: Mapping[str, str]) -> str:

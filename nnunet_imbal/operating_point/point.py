@@ -14,7 +14,7 @@ import numpy as np
 from nnunet_imbal._progress import track
 from nnunet_imbal._version import __version__
 from nnunet_imbal.errors import DataError
-from nnunet_imbal.io import write_atomically
+from nnunet_imbal.io import file_checksum, write_atomically
 from nnunet_imbal.metrics import FrocCounts, froc_counts
 from nnunet_imbal.operating_point.channels import (
     Channels,
@@ -38,7 +38,6 @@ from nnunet_imbal.operating_point.choice import (
 from nnunet_imbal.operating_point.validation import (
     ValidationCase,
     checkpoint_checksums,
-    file_checksum,
     find_validation,
     load_case,
 )

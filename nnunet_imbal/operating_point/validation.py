@@ -1,6 +1,5 @@
 """The validation predictions of nnU-Net's folds, with the probabilities that ``--npz`` leaves beside them."""
 
-import hashlib
 import json
 import os
 import zipfile
@@ -15,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_imbal.errors import ConfigError, DataError, GeometryError
-from nnunet_imbal.io import Volume, check_same_geometry, list_label_files, read_label
+from nnunet_imbal.io import Volume, check_same_geometry, file_checksum, list_label_files, read_label
 from nnunet_imbal.operating_point.channels import Channels, decide
 
-__all__ = ["ValidationCase", "checkpoint_checksums", "file_checksum", "find_validation", "load_case"]
+__all__ = ["ValidationCase", "checkpoint_checksums", "find_validation", "load_case"]
 
 _PREPROCESSED = "nnUNet_preprocessed"
 _CHECKPOINT = "checkpoint_final.pth"
@@ -101,22 +100,6 @@ def checkpoint_checksums(model: str | Path, folds: Sequence[int]) -> dict[str, s
     """Fold -> SHA-256 of its final checkpoint; folds without one are left out."""
     files = {str(fold): Path(model, f"fold_{fold}", _CHECKPOINT) for fold in sorted(set(folds))}
     return {fold: file_checksum(file) for fold, file in files.items() if file.is_file()}
-
-
-def file_checksum(path: Path) -> str:
-    """SHA-256 of a file, read in pieces.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    return digest.hexdigest()
 
 
 def _dataset_name(model: Path) -> str:

@@ -1,7 +1,6 @@
 """Add images without labels to a raw nnU-Net dataset, and take them out again."""
 
 import filecmp
-import hashlib
 import json
 import os
 import shutil
@@ -21,7 +20,7 @@ from scipy.ndimage import binary_fill_holes
 from nnunet_imbal._progress import track
 from nnunet_imbal.check import RawDataset, read_dataset
 from nnunet_imbal.errors import ConfigError, DataError
-from nnunet_imbal.io import Volume, check_same_geometry, read_image, write_atomically
+from nnunet_imbal.io import Volume, check_same_geometry, file_checksum, read_image, write_atomically
 from nnunet_imbal.unlabelled._manifest import MANIFEST, AddedCase, Manifest
 from nnunet_imbal.unlabelled._names import group_by_case, list_images
 
@@ -79,7 +78,9 @@ def add_unlabelled(
     with _writing(folder), tempfile.TemporaryDirectory(dir=folder, prefix=".unlabelled_") as stage:
         staged = _stage(Path(stage), cases, dataset.ending, labels["ignore"], link)
         added = {
-            case: AddedCase(tuple(str(image.resolve()) for image in paths), _sha256(staged / _label(case, dataset)))
+            case: AddedCase(
+                tuple(str(image.resolve()) for image in paths), file_checksum(staged / _label(case, dataset))
+            )
             for case, paths in cases.items()
         }
         after = Manifest({**before.cases, **added}, before.declared_ignore or declares)
@@ -220,10 +221,6 @@ def _write_label_map(path: Path, grid: Volume, content: NDArray[np.bool_], ignor
         raise DataError(f"cannot write {path} ({str(error).strip().splitlines()[-1]})") from error
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 # ----------------------------------------------------------------------------------------------------- all or nothing
 
 
@@ -265,7 +262,7 @@ def _without(dataset: RawDataset, gone: Iterable[str], ignore: bool) -> dict[str
 
 
 def _annotated(label: Path, added: AddedCase) -> bool:
-    return label.is_file() and _sha256(label) != added.label_sha256
+    return label.is_file() and file_checksum(label) != added.label_sha256
 
 
 def _refuse_to_lose(images: Sequence[Path], originals: Sequence[str]) -> None:
