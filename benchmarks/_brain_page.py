@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from _machine import machine_lines
+from _machine import machine_lines, table
 from numpy.typing import NDArray
 
 __all__ = ["bootstrap_interval", "dice_scores", "page", "rarest_third", "summary"]
@@ -147,7 +147,7 @@ def _group_table(found: Mapping[str, Any]) -> list[str]:
         for arm, own in found["arms"].items()
     ]
     columns = ["arm", *_GROUPS, "processor seconds after the start (median; busy machine)"]
-    return ["## Dice", "", *_table(columns, rows)]
+    return ["## Dice", "", *table(columns, rows)]
 
 
 def _difference_table(found: Mapping[str, Any]) -> list[str]:
@@ -156,7 +156,7 @@ def _difference_table(found: Mapping[str, Any]) -> list[str]:
         for arm, own in found["arms"].items()
         for other, differences in own["against"].items()
     ]
-    return ["## Difference in Dice, with its interval", "", *_table(["arm", "against", *_GROUPS], rows)]
+    return ["## Difference in Dice, with its interval", "", *table(["arm", "against", *_GROUPS], rows)]
 
 
 def _class_table(result: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
@@ -166,12 +166,8 @@ def _class_table(result: Mapping[str, Any], found: Mapping[str, Any]) -> list[st
          *(f"{own['per_class'][name]:.3f}" for own in arms.values())]
         for name in sorted(voxels, key=lambda name: -voxels[name])
     ]  # fmt: skip
-    return ["## Dice of each class", "", *_table(["class", "voxels per training case", *arms], rows)]
+    return ["## Dice of each class", "", *table(["class", "voxels per training case", *arms], rows)]
 
 
 def _cell(difference: Mapping[str, Any]) -> str:
     return f"{difference['mean']:+.3f} ({difference['low']:+.3f} to {difference['high']:+.3f})"
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows)]

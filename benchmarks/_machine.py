@@ -1,13 +1,14 @@
-"""What every result must state: on what it was measured."""
+"""What every page of results needs: on what it was measured, and tables."""
 
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-__all__ = ["PACKAGES", "describe_machine", "machine_lines"]
+__all__ = ["PACKAGES", "describe_machine", "machine_lines", "table"]
 
 PACKAGES = ("nnunet-imbal", "nnunetv2", "torch", "numba", "numpy")
 
@@ -35,6 +36,11 @@ def machine_lines(machine: dict[str, object]) -> list[str]:
         *(f"- {key if key.isupper() else key.replace('_', ' ')}: {value}" for key, value in plain.items()),
         "- versions: " + ", ".join(f"{name} {number}" for name, number in versions.items()),
     ]
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    return ["| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows)]
 
 
 def _processor() -> str:

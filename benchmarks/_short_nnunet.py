@@ -11,7 +11,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CONFIGURATION", "Budget", "Workspace", "plan", "predict", "read_log", "short_configuration", "train"]
+__all__ = [
+    "CONFIGURATION",
+    "Budget",
+    "Workspace",
+    "plan",
+    "predict",
+    "read_log",
+    "short_configuration",
+    "train",
+    "warm_up",
+    "working_folder",
+    "write_plans",
+]
 
 HERE = Path(__file__).resolve().parent
 CONFIGURATION = "3d_short"
@@ -124,6 +136,41 @@ def short_configuration(
         n_conv_per_stage_decoder=[2] * (stages - 1),
     )
     return {"inherits_from": "3d_fullres", "patch_size": patch, "batch_size": batch, "architecture": architecture}
+
+
+def write_plans(stock: Path, arm: str, imbal: Mapping[str, Any] | None = None, network: str | None = None) -> str:
+    """Write the plans of one arm beside nnU-Net's own; return their name.
+
+    Args:
+        stock: nnU-Net's own.
+        arm: its name.
+        imbal: entry of that name; None: none.
+        network: class of the network; None: nnU-Net's own.
+    """
+    plans = json.loads(stock.read_text())
+    plans["plans_name"] = "nnUNetPlans_" + "".join(filter(str.isalnum, arm))
+    configuration = plans["configurations"][CONFIGURATION]
+    if network is not None:
+        configuration["architecture"]["network_class_name"] = network
+    if imbal is not None:
+        configuration["imbal"] = imbal
+    stock.with_name(plans["plans_name"] + ".json").write_text(json.dumps(plans, indent=1))
+    return str(plans["plans_name"])
+
+
+def warm_up(workspace: Workspace, plans: str, budget: Budget, device: str) -> Path:
+    """Train stock nnU-Net once; return the checkpoint from which every arm goes on with every seed."""
+    folder = workspace.folder / "results" / workspace.dataset / f"StockShort__{plans}__{CONFIGURATION}" / "fold_all"
+    checkpoint = folder / "checkpoint_final.pth"
+    if not checkpoint.is_file():
+        train(workspace, "StockShort", budget, device, plans=plans, log="logs/warm-up.txt")
+    return checkpoint
+
+
+def working_folder(path: Path) -> Path:
+    """The folder as a whole path, made if need be: nnU-Net's commands run in it."""
+    path.mkdir(parents=True, exist_ok=True)
+    return path.resolve()
 
 
 def train(

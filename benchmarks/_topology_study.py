@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _machine import describe_machine, machine_lines
-from _short_nnunet import CONFIGURATION, Budget, Workspace, predict, train
+from _machine import describe_machine, machine_lines, table
+from _short_nnunet import Budget, Workspace, predict, train, warm_up, write_plans
 
 import trainers
 from nnunet_imbal.evaluation import EvaluationSettings, evaluate_folders
@@ -26,10 +26,10 @@ __all__ = [
     "PATCH",
     "STOCK",
     "Study",
+    "at_once",
     "make_parser",
     "markdown",
     "run_study",
-    "write_plans",
 ]
 
 STOCK = "stock nnU-Net"
@@ -74,33 +74,17 @@ class Study:
     notes: Sequence[str]
 
 
-def write_plans(stock: Path, arm: str, imbal: Mapping[str, Any] | None) -> str:
-    """Write the plans of one arm beside nnU-Net's own; return their name."""
-    plans = json.loads(stock.read_text())
-    plans["plans_name"] = "nnUNetPlans_" + "".join(filter(str.isalnum, arm))
-    if imbal is not None:
-        # With as few steps every term counts from the start.
-        terms = [{**term, "from_epoch": 0, "ramp_epochs": 0} for term in imbal["terms"]]
-        plans["configurations"][CONFIGURATION]["imbal"] = {**imbal, "terms": terms}
-    stock.with_name(plans["plans_name"] + ".json").write_text(json.dumps(plans, indent=1))
-    return str(plans["plans_name"])
-
-
-def warm_up(workspace: Workspace, setting: Mapping[str, Any], device: str) -> Path:
-    """Train stock nnU-Net once; return the checkpoint from which every arm goes on with every seed."""
-    plans = write_plans(workspace.plans, "warm-up", None)
-    folder = workspace.folder / "results" / workspace.dataset / f"StockShort__{plans}__{CONFIGURATION}" / "fold_all"
-    checkpoint = folder / "checkpoint_final.pth"
-    if not checkpoint.is_file():
-        budget = Budget(*setting["warm_up"], 0, setting["warm_up_rate"], setting["forced_patches"])
-        train(workspace, "StockShort", budget, device, plans=plans, log="logs/warm-up.txt")
-    return checkpoint
+def at_once(imbal: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The same terms from the first step on: there are too few steps to let some wait."""
+    if imbal is None:
+        return None
+    return {**imbal, "terms": [{**term, "from_epoch": 0, "ramp_epochs": 0} for term in imbal["terms"]]}
 
 
 def run_arm(workspace: Workspace, arm: str, budget: Budget, device: str) -> dict[str, Any]:
     """Train, predict and measure one arm with one seed."""
     name = f"{arm.replace(' ', '_')}_{budget.seed}"
-    plans = write_plans(workspace.plans, arm, ARMS[arm])
+    plans = write_plans(workspace.plans, arm, at_once(ARMS[arm]))
     trainer, out = "StockShort" if arm == STOCK else "ImbalShort", workspace.folder / "predictions" / name
     run = {"arm": arm, "seed": budget.seed}
     run |= train(workspace, trainer, budget, device, plans=plans, log=f"logs/train_{name}.txt")
@@ -133,7 +117,8 @@ def run_study(study: Study, arguments: argparse.Namespace) -> dict[str, Any]:
         raise SystemExit(f"{stored} was made with {result['setting']}, asked is {setting}: use another folder")
     workspace = study.prepare(arguments.out / "nnunet")
     done = {(run["arm"], run["seed"]) for run in result["runs"]}
-    weights = warm_up(workspace, setting, arguments.device)
+    start = Budget(*setting["warm_up"], 0, setting["warm_up_rate"], setting["forced_patches"])
+    weights = warm_up(workspace, write_plans(workspace.plans, "warm-up"), start, arguments.device)
     for seed in arguments.seeds:
         budget = Budget(*setting["steps"], seed, setting["rate"], setting["forced_patches"], weights)
         for arm in ARMS:
@@ -218,11 +203,11 @@ def _class_columns(runs: Sequence[Mapping[str, Any]], key: str) -> list[Column]:
 
 def _table(runs: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> list[str]:
     """One line per arm."""
-    lines = [_row(["arm", "seeds", *(name for name, _ in columns)]), _row(["---"] * (len(columns) + 2))]
+    rows = []
     for arm in ARMS:
         own = [run for run in runs if run["arm"] == arm]
-        lines.append(_row([arm, str(len(own)), *(_spread([value(run) for run in own]) for _, value in columns)]))
-    return lines
+        rows.append([arm, str(len(own)), *(_spread([value(run) for run in own]) for _, value in columns)])
+    return table(["arm", "seeds", *(name for name, _ in columns)], rows)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -237,10 +222,6 @@ def _spread(values: Sequence[float | None]) -> str:
     digits = 0 if max(known) >= 100 else 3
     middle, low, high = (f"{value:.{digits}f}" for value in (np.mean(known), min(known), max(known)))
     return middle if len(known) == 1 else f"{middle} [{low}, {high}]"
-
-
-def _row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def make_parser(description: str | None, epochs: int, iterations: int) -> argparse.ArgumentParser:

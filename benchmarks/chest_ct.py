@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import nibabel as nib
 import numpy as np
-from _short_nnunet import Workspace, plan
+from _short_nnunet import Workspace, plan, working_folder
 from _topology_study import BATCH, FEATURES, PATCH, Study, make_parser, markdown, run_study
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates
@@ -147,8 +147,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> Any:
 def main() -> None:
     """Run, then print the table."""
     arguments = parse_arguments()
-    arguments.out = arguments.out.resolve()
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    arguments.out = working_folder(arguments.out)
     study = make_study(arguments.data.resolve())
     print(markdown(study, run_study(study, arguments)))
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import SimpleITK as sitk
-from _machine import describe_machine, machine_lines
-from _short_nnunet import Budget, Workspace, plan, predict, train
+from _machine import describe_machine, machine_lines, table
+from _short_nnunet import Budget, Workspace, plan, predict, train, working_folder
 
 from nnunet_imbal.evaluation import evaluate_folders
 from nnunet_imbal.report import write_report
@@ -157,7 +157,7 @@ def _table(runs: list[dict[str, Any]]) -> list[str]:
     sizes = [f"found {low}-{high} mm³" if high < float("inf") else f"found ≥ {low} mm³" for low, high in SIZES]
     columns = ["train → test", "trainer", "Dice", "found", *sizes, "recall", "precision", "F1", "false+ per case"]
     columns += ["volume mm³ (true)", "train s", "last loss"]
-    return [_row(columns), _row(["---"] * len(columns)), *(_row(_cells(run)) for run in runs)]
+    return table(columns, [_cells(run) for run in runs])
 
 
 def _cells(run: dict[str, Any]) -> list[str]:
@@ -173,10 +173,6 @@ def _cells(run: dict[str, Any]) -> list[str]:
         f"{run['epochs_s']:.0f}",
         f"{run['last_train_loss']:.3f}",
     ]
-
-
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _number(value: float | None) -> str:
@@ -202,8 +198,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Run, then print the table."""
     arguments = parse_arguments()
-    arguments.out = arguments.out.resolve()
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    arguments.out = working_folder(arguments.out)
     print("\n".join(_table(run_benchmark(arguments)["runs"])))
 
 

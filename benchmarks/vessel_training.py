@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from _short_nnunet import Workspace, plan
+from _short_nnunet import Workspace, plan, working_folder
 from _topology_study import BATCH, FEATURES, PATCH, Study, make_parser, markdown, run_study
 
 from nnunet_imbal.phantoms import VesselPhantom, write_dataset
@@ -80,8 +80,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> Any:
 def main() -> None:
     """Run, then print the table."""
     arguments = parse_arguments()
-    arguments.out = arguments.out.resolve()
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    arguments.out = working_folder(arguments.out)
     print(markdown(STUDY, run_study(STUDY, arguments)))
 
 

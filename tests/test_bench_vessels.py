@@ -74,7 +74,7 @@ def test_plans_hold_the_terms_of_the_arm_from_the_first_step(load, tmp_path):
     study, stock = load("_topology_study"), tmp_path / "nnUNetPlans.json"
     stock.write_text(json.dumps({"plans_name": "nnUNetPlans", "configurations": {"3d_short": {}}}))
     for arm, imbal in study.ARMS.items():
-        plans = json.loads((tmp_path / f"{study.write_plans(stock, arm, imbal)}.json").read_text())
+        plans = json.loads((tmp_path / f"{study.write_plans(stock, arm, study.at_once(imbal))}.json").read_text())
         entry = plans["configurations"]["3d_short"].get("imbal")
         assert (entry is None) == (arm == study.STOCK)
         assert not any(term["from_epoch"] for term in (entry or {"terms": []})["terms"])

@@ -14,7 +14,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(1, str(HERE.parent))  # the other benchmarks: this file is started as a script
 
 import numpy as np  # noqa: E402
-from _machine import machine_lines  # noqa: E402
+from _machine import machine_lines, table  # noqa: E402
 from _numbers import (  # noqa: E402
     OPERATING_PRICE,
     PRICES,
@@ -291,11 +291,6 @@ def _times(sizes: Sequence[int]) -> str:
 
 def _commits(result: Json) -> list[str]:
     return sorted({run["commit"] for run in result["runs"]})
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Markdown."""
-    return ["| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows)]
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import numpy as np  # noqa: E402
 from _data import SOURCES, write_raw  # noqa: E402
 from _machine import describe_machine  # noqa: E402
 from _scores import score_run  # noqa: E402
-from _short_nnunet import CONFIGURATION, Budget, Workspace, plan, predict, train  # noqa: E402
+from _short_nnunet import Budget, Workspace, plan, predict, train, warm_up, working_folder, write_plans  # noqa: E402
 
 from nnunet_imbal.io import read_label, write_atomically  # noqa: E402
 
@@ -46,31 +46,18 @@ def prepare(study: str, settings: Mapping[str, Any], out: Path, data: Path | Non
     return workspace
 
 
-def write_plans(stock: Path, arm: str, imbal: Mapping[str, Any] | None, half: bool) -> str:
-    """Write the plans of one arm beside nnU-Net's own; return their name."""
-    plans = json.loads(stock.read_text())
-    plans["plans_name"] = f"nnUNetPlans_{arm}"
-    configuration = plans["configurations"][CONFIGURATION]
-    if half:
-        configuration["architecture"]["network_class_name"] = "half_unet.HalfUNet"
-    if imbal is not None:
-        configuration["imbal"] = imbal
-    stock.with_name(plans["plans_name"] + ".json").write_text(json.dumps(plans, indent=1))
-    return str(plans["plans_name"])
-
-
-def warm_up(workspace: Workspace, budget: Mapping[str, Any], device: str) -> Path | None:
-    """Train stock nnU-Net once; return the checkpoint from which every arm goes on with every seed."""
+def start_weights(workspace: Workspace, budget: Mapping[str, Any], device: str) -> Path | None:
+    """The checkpoint from which every arm goes on; None if they begin with random weights."""
     start = budget["warm_up"]
     if start is None:
         return None
-    plans = write_plans(workspace.plans, "warm-up", None, half=device == "cpu")
-    folder = workspace.folder / "results" / workspace.dataset / f"StockShort__{plans}__{CONFIGURATION}" / "fold_all"
-    checkpoint = folder / "checkpoint_final.pth"
-    if not checkpoint.is_file():
-        steps = Budget(start["epochs"], start["iterations"], 0, start["learning_rate"])
-        train(workspace, "StockShort", steps, device, plans=plans, log="logs/warm-up.txt")
-    return checkpoint
+    steps = Budget(start["epochs"], start["iterations"], 0, start["learning_rate"])
+    return warm_up(workspace, write_plans(workspace.plans, "warm-up", network=network_for(device)), steps, device)
+
+
+def network_for(device: str) -> str | None:
+    """Processors are more than twice as fast in bfloat16; a GPU has nnU-Net's own mixed precision."""
+    return "half_unet.HalfUNet" if device == "cpu" else None
 
 
 def run_arm(
@@ -79,7 +66,7 @@ def run_arm(
     """Train, predict and measure one arm with one seed."""
     choice, budget, name = settings["arms"][arm], settings["budget"], f"{arm}_{seed}"
     trainer = "StockShort" if choice.keys() <= {"forced_patches"} else "ImbalShort"
-    plans = write_plans(workspace.plans, arm, choice.get("imbal"), half=device == "cpu")
+    plans = write_plans(workspace.plans, arm, choice.get("imbal"), network_for(device))
     rate, forced = budget["learning_rate"], choice.get("forced_patches")
     steps = Budget(budget["epochs"], budget["iterations"], seed, rate, forced, weights)
     run = {"arm": arm, "seed": seed}
@@ -108,7 +95,7 @@ def run_study(study: str, arguments: argparse.Namespace) -> dict[str, Any]:
     show_network()
     workspace = prepare(study, settings, arguments.out, arguments.data)
     result.setdefault("voxels", training_voxels(workspace))
-    weights = warm_up(workspace, settings["budget"], arguments.device)
+    weights = start_weights(workspace, settings["budget"], arguments.device)
     done = {(run["arm"], run["seed"]) for run in result["runs"]}
     for seed in arguments.seeds or settings["seeds"]:
         for arm in arguments.arms or settings["arms"]:
@@ -152,8 +139,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Run what is missing."""
     arguments = parse_arguments()
-    arguments.out = arguments.out.resolve()
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    arguments.out = working_folder(arguments.out)
     run_study(arguments.study, arguments)
 
 
