@@ -9,7 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from nnunet_imbal.config import ImbalConfig
+from nnunet_imbal.config import ImbalConfig, Term
+from nnunet_imbal.recipe import Choice, Recipe
 
 EVIDENCE = Path(__file__).parents[1] / "benchmarks" / "evidence"
 RESULTS = EVIDENCE.parent / "results"
@@ -264,6 +265,30 @@ def test_pages_say_what_is_missing(load, result):
     overview = page.overview({"ms_sim2real": result})
     assert "**control**: not run." in overview
     assert "- `vessels`" in overview
+
+
+def test_a_warm_up_counts_as_epochs(load):
+    run = load("run")
+    terms = [{"loss": "cldice", "from_epoch": start, "ramp_epochs": 4} for start in (0, 5, 9, 20)]
+    left = [(term["from_epoch"], term["ramp_epochs"]) for term in run.begun({"terms": terms}, 8)["terms"]]
+    assert left == [(0, 0), (0, 1), (1, 4), (12, 4)]
+
+
+def test_the_recipe_knows_the_whole_training(load, monkeypatch):
+    run, asked = load("run"), {}
+
+    def dataset_recipe(folder, **words):
+        asked.update(words)
+        term = Term("cldice", from_epoch=25, ramp_epochs=5)
+        return Recipe(ImbalConfig(terms=(term,)), (Choice("cldice", "because"),))
+
+    monkeypatch.setattr(run, "dataset_recipe", dataset_recipe)
+    budget = {"warm_up": {"epochs": 30}, "epochs": 20, "patch": [8, 8, 8]}
+    entry = run.imbal_entry(run.Workspace(Path("x"), 1, "X"), {"trainer": "ImbalTrainer"}, budget)
+    assert asked == {"epochs": 50, "patch_size": [8, 8, 8]}
+    assert (entry["terms"][0]["from_epoch"], entry["terms"][0]["ramp_epochs"]) == (0, 0)
+    assert run.imbal_entry(None, {"imbal": {"terms": []}}, budget) == {"terms": []}
+    assert run.imbal_entry(None, {"trainer": "ImbalTrainer"}, budget | {"warm_up": None}) is None
 
 
 def test_a_study_refuses_to_mix_settings(load, result, tmp_path):

@@ -2,8 +2,8 @@
 
 Budgets, seeds and arms are fixed in ``STUDY.json`` beside this file. All arms of a seed start from the same weights and
 take the same number of steps; where the choice of patches is what an arm is about, they see other patches. With the
-budget for a processor all arms go on from one network that stock nnU-Net has warmed up: minutes are too few to learn
-the task from nothing. Started again with the same folder, a study goes on where it was interrupted.
+budget for a processor all arms of a seed go on from a network that stock nnU-Net has warmed up: minutes are too few to
+learn the task from nothing. Started again with the same folder, a study goes on where it was interrupted.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from _scores import score_run  # noqa: E402
 from _short_nnunet import Budget, Workspace, plan, predict, train, warm_up, working_folder, write_plans  # noqa: E402
 
 from nnunet_imbal.io import read_label, write_atomically  # noqa: E402
+from trainers._recipe import dataset_recipe, recipe_entry  # noqa: E402
 
 
 def read_settings(study: str, budget: str) -> dict[str, Any]:
@@ -46,13 +47,32 @@ def prepare(study: str, settings: Mapping[str, Any], out: Path, data: Path | Non
     return workspace
 
 
-def start_weights(workspace: Workspace, budget: Mapping[str, Any], device: str) -> Path | None:
-    """The checkpoint from which every arm goes on; None if they begin with random weights."""
+def start_weights(workspace: Workspace, budget: Mapping[str, Any], seed: int, device: str) -> Path | None:
+    """The checkpoint from which every arm goes on with this seed; None if they begin with random weights."""
     start = budget["warm_up"]
     if start is None:
         return None
-    steps = Budget(start["epochs"], start["iterations"], 0, start["learning_rate"])
-    return warm_up(workspace, write_plans(workspace.plans, "warm-up", network=network_for(device)), steps, device)
+    steps = Budget(start["epochs"], start["iterations"], seed, start["learning_rate"])
+    plans = write_plans(workspace.plans, f"warm-up {seed}", network=network_for(device))
+    return warm_up(workspace, plans, steps, device)
+
+
+def imbal_entry(workspace: Workspace, choice: Mapping[str, Any], budget: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The entry ``imbal`` in the plans of an arm; None: stock nnU-Net, or what `ImbalTrainer` then chooses itself."""
+    if "trainer" not in choice or budget["warm_up"] is None:
+        return choice.get("imbal")
+    before = budget["warm_up"]["epochs"]
+    epochs, patch = before + budget["epochs"], budget["patch"]
+    return begun(recipe_entry(dataset_recipe(workspace.plans.parent, epochs=epochs, patch_size=patch)), before)
+
+
+def begun(entry: Mapping[str, Any], epochs: int) -> dict[str, Any]:
+    """The same training after some epochs: what starts late has fewer of them to wait."""
+    terms = []
+    for term in entry["terms"]:
+        start, ramp = term["from_epoch"] - epochs, term["ramp_epochs"]
+        terms.append({**term, "from_epoch": max(start, 0), "ramp_epochs": min(max(start + ramp, 0), ramp)})
+    return {**entry, "terms": terms}
 
 
 def network_for(device: str) -> str | None:
@@ -66,7 +86,8 @@ def run_arm(
     """Train, predict and measure one arm with one seed."""
     choice, budget, name = settings["arms"][arm], settings["budget"], f"{arm}_{seed}"
     trainer = "StockShort" if choice.keys() <= {"forced_patches"} else "ImbalShort"
-    plans = write_plans(workspace.plans, arm, choice.get("imbal"), network_for(device))
+    entry = imbal_entry(workspace, choice, budget)
+    plans = write_plans(workspace.plans, arm, entry, network_for(device))
     rate, forced = budget["learning_rate"], choice.get("forced_patches")
     steps = Budget(budget["epochs"], budget["iterations"], seed, rate, forced, weights)
     run = {"arm": arm, "seed": seed}
@@ -95,9 +116,9 @@ def run_study(study: str, arguments: argparse.Namespace) -> dict[str, Any]:
     show_network()
     workspace = prepare(study, settings, arguments.out, arguments.data)
     result.setdefault("voxels", training_voxels(workspace))
-    weights = start_weights(workspace, settings["budget"], arguments.device)
     done = {(run["arm"], run["seed"]) for run in result["runs"]}
     for seed in arguments.seeds or settings["seeds"]:
+        weights = start_weights(workspace, settings["budget"], seed, arguments.device)
         for arm in arguments.arms or settings["arms"]:
             if (arm, seed) not in done:
                 print(f"{study}: seed {seed}, {arm}", flush=True)
