@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
+from zipfile import is_zipfile
 
 import nibabel as nib
 import numpy as np
@@ -26,6 +27,7 @@ __all__ = [
     "describe",
     "image_cases",
     "instances",
+    "last_checkpoint",
     "load_description",
     "one_channel",
     "prediction_name",
@@ -71,15 +73,26 @@ class Description:
         except LabelError:  # one side alone
             return True
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, resume: bool = False) -> None:
         """Store it for evaluation and inference in a folder that holds no model yet.
 
+        Args:
+            folder: with the weights.
+            resume: a training in this folder goes on, and this must be its dataset.
+
         Raises:
-            ConfigError: the folder holds a model.
+            ConfigError: the folder holds a model, or one of another dataset.
         """
         folder = Path(folder)
+        if resume:
+            if (begun := load_description(folder)) != self:
+                raise ConfigError(f"{folder} holds a training on {begun}, which cannot go on with {self}")
+            return
         if any(folder.glob("*.pt")):
-            raise ConfigError(f"{folder} holds a trained model, which stays as it is: give another --bundle_root")
+            raise ConfigError(
+                f"{folder} holds a trained model, which stays as it is: give another --bundle_root, or --resume True "
+                "to go on with a training that was interrupted"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / _FILE, json.dumps(asdict(self), indent=2) + "\n")
 
@@ -129,6 +142,18 @@ def load_description(model_dir: str | Path) -> Description:
         return Description(content["labels"], tuple(content["channels"]), (right, front, up))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} does not describe a trained model: train first, or correct --ckpt_dir") from error
+
+
+def last_checkpoint(folder: str | Path) -> Path:
+    """The newest state of a training; one that was cut off while it was written is passed over.
+
+    Raises:
+        DataError: there is none.
+    """
+    states = [path for path in Path(folder).glob("training_*.pt") if is_zipfile(path)]
+    if not states:
+        raise DataError(f"{folder} holds no training to go on with: train first, or correct --ckpt_dir")
+    return max(states, key=lambda path: path.stat().st_mtime)
 
 
 def split_cases(dataset_dir: str | Path | None, fold: int = 0, seed: int = 0) -> dict[str, list[Item]]:

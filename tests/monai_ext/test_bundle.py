@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Events
 from monai.bundle import ConfigWorkflow, verify_net_in_out
 
 from monai_ext.bundle import ROOT, cases
@@ -184,6 +185,39 @@ def test_a_trained_model_and_older_results_stay(raw, tmp_path):
     with pytest.raises(ConfigError, match="old holds files, which stay as they are"):
         cases.require_empty(tmp_path / "old")
     cases.require_empty(tmp_path / "new")
+
+
+@theirs
+def test_an_interrupted_training_goes_on(raw, tmp_path):
+    words = {"dataset_dir": str(raw), "bundle_root": str(tmp_path), **SHORT}
+    first = workflow(TRAIN, "train", **words)
+    trainer = first.parser.get_parsed_content("train#trainer")
+    trainer.add_event_handler(Events.EPOCH_COMPLETED(once=1), trainer.terminate)
+    first.run()
+    (tmp_path / "models" / "training_cut_off.pt").write_bytes(b"PK")  # killed while it was written
+    (tmp_path / "models" / "model.pt").write_text("better")
+    state = torch.load(cases.last_checkpoint(tmp_path / "models"), weights_only=True)
+    state["best"]["_saved"] = [(1.0, "model.pt")]
+    torch.save(state, tmp_path / "models" / "training_checkpoint_epoch=1.pt")
+
+    second = workflow(TRAIN, "train", **words, resume=True)
+    second.run()
+    state = second.parser.get_parsed_content("train#state")
+    assert (state["trainer"].state.epoch, state["lr_scheduler"].last_epoch) == (2, 2)
+    steps = {int(each["step"]) for each in state["optimizer"].state.values()}
+    assert steps == {state["trainer"].state.iteration}
+    assert (tmp_path / "models" / "model.pt").read_text() == "better"  # the best so far is known
+
+
+@theirs
+def test_another_dataset_cannot_go_on(tmp_path):
+    with pytest.raises(DataError, match="holds no training to go on with"):
+        cases.last_checkpoint(tmp_path)
+    one = cases.Description({"background": 0, "lesion": 1}, ("MRI",), (1.0, 1.0, 1.0))
+    one.save(tmp_path)
+    one.save(tmp_path, resume=True)
+    with pytest.raises(ConfigError, match="cannot go on with"):
+        cases.Description({"background": 0, "cyst": 1}, ("MRI",), (1.0, 1.0, 1.0)).save(tmp_path, resume=True)
 
 
 @theirs
