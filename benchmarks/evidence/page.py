@@ -218,10 +218,10 @@ def _introduction() -> list[str]:
         "```",
         "",
         "**Read the numbers with care.** The budget `short` is minutes on a processor, far from a full training. In",
-        "all studies but the control, all arms then go on from one network that stock nnU-Net has warmed up, so seeds",
-        "differ less than whole trainings would, and so do arms. It compares arms under that budget and says nothing",
-        "about long trainings or patients. Intervals (95 %) come from a paired bootstrap over seeds and test cases;",
-        "with as few of both they are too narrow, and of many such intervals some miss 0 by chance.",
+        "all studies but the control, the arms of a seed go on from a network that stock nnU-Net has warmed up, so",
+        "they differ less than whole trainings would. It compares arms under that budget and says nothing about long",
+        "trainings or patients. Intervals (95 %) come from a paired bootstrap over seeds and test cases; with as few",
+        "of both they are too narrow, and of many such intervals some miss 0 by chance.",
     ]
 
 
@@ -254,7 +254,7 @@ def _start(budget: Json) -> str:
     if budget["warm_up"] is None:
         return "from random weights"
     steps = budget["warm_up"]["epochs"] * budget["warm_up"]["iterations"]
-    return f"stock nnU-Net learns for {steps} iterations, once; from there every arm takes"
+    return f"stock nnU-Net learns for {steps} iterations, once with each seed; from there every arm takes"
 
 
 def _outcome(found: Difference | None, kind: str, bound: float) -> tuple[str, str]:
