@@ -235,6 +235,16 @@ class TestFindFingerprint:
             path.unlink()
         assert find_fingerprint(dataset) == found
 
+    def test_a_folder_that_cannot_be_written(self, dataset, monkeypatch):
+        def full(path, data):
+            raise DataError(f"cannot write {path}: No space left on device")
+
+        monkeypatch.setattr("nnunet_imbal.fingerprint.dataset.write_atomically", full)
+        said = []
+        found = find_fingerprint(dataset, say=said.append)
+        assert found.cases > 0
+        assert "could not be kept for the next time: cannot write" in said[0]
+
     def test_no_label_map_at_all(self, dataset, monkeypatch):
         monkeypatch.delenv("nnUNet_raw")
         for path in (dataset / "gt_segmentations").iterdir():

@@ -124,7 +124,8 @@ class ImbalTrainer(nnUNetTrainer):
 
     def _choose_recipe(self) -> None:
         folder, size = Path(self.preprocessed_dataset_folder_base), self.configuration_manager.patch_size
-        self._configure(recipe_entry(dataset_recipe(folder, epochs=self.num_epochs, patch_size=size)))
+        recipe = dataset_recipe(folder, epochs=self.num_epochs, patch_size=size, say=self.print_to_log_file)
+        self._configure(recipe_entry(recipe))
         self._tell_recipe(f"Chosen by what is imbalanced in {folder.name}:")
 
     def _tell_recipe(self, title: str) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -126,33 +126,22 @@ def fingerprint_dataset(folder: str | Path, *, out: str | Path | None = None, wo
         DataError: no case, or a label map that cannot be read.
         LabelError: a label map holds a value that dataset.json does not declare.
     """
-    folder = Path(folder)
-    labels = read_dataset_labels(folder / "dataset.json")
-    files = _label_maps(folder)
-    if not files:
-        raise DataError(f"{folder} has no training case with a label map; expected them in labelsTr")
-    with ThreadPoolExecutor(workers) as pool:  # unpacking and kernels run beside each other
-        sums = list(track(pool.map(file_checksum, files.values()), len(files), "Reading label maps"))
-        origin = _origin(labels, dict(zip(files, sums, strict=True)))
-        if out is not None and (known := _still_valid(Path(out), origin)) is not None:
-            return known
-        work = partial(_measure_file, labels)
-        cases = dict(zip(files, track(pool.map(work, files.values()), len(files), "Measuring"), strict=True))
-    found = summarise(folder.name, cases, labels, origin)
-    if out is not None:
+    found, is_new = _measure_or_read(Path(folder), None if out is None else Path(out), workers)
+    if is_new and out is not None:
         found.save(out)
     return found
 
 
-def find_fingerprint(preprocessed: str | Path, *, workers: int = 4) -> Fingerprint:
+def find_fingerprint(preprocessed: str | Path, *, workers: int = 4, say: Callable[[str], None] = print) -> Fingerprint:
     """The fingerprint of a preprocessed dataset: kept beside nnU-Net's own, measured again if label maps changed.
 
     Label maps are looked for in the raw dataset of the same name, then among the copies that nnU-Net made. If there are
-    none any more, what was kept counts.
+    none any more, what was kept counts. A folder that cannot be written costs the file, not the fingerprint.
 
     Args:
         preprocessed: folder of the dataset in nnUNet_preprocessed.
         workers: see `fingerprint_dataset`.
+        say: takes the messages.
 
     Raises:
         DataError: there is no label map and no fingerprint, or a label map cannot be read.
@@ -162,7 +151,10 @@ def find_fingerprint(preprocessed: str | Path, *, workers: int = 4) -> Fingerpri
     kept = folder / FILE_NAME
     for source in [*([Path(raw, folder.name)] if raw else []), folder]:
         if _label_maps(source):
-            return fingerprint_dataset(source, out=kept, workers=workers)
+            found, is_new = _measure_or_read(source, kept, workers)
+            if is_new:
+                _keep(found, kept, say)
+            return found
     if kept.is_file():
         return load_fingerprint(kept)
     raise DataError(
@@ -193,6 +185,29 @@ def load_fingerprint(path: str | Path) -> Fingerprint:
         return Fingerprint(**known)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is no imbalance fingerprint ({error}); measure the dataset again") from error
+
+
+def _measure_or_read(folder: Path, kept: Path | None, workers: int) -> tuple[Fingerprint, bool]:
+    """The fingerprint, and whether it had to be measured."""
+    labels = read_dataset_labels(folder / "dataset.json")
+    files = _label_maps(folder)
+    if not files:
+        raise DataError(f"{folder} has no training case with a label map; expected them in labelsTr")
+    with ThreadPoolExecutor(workers) as pool:  # unpacking and kernels run beside each other
+        sums = list(track(pool.map(file_checksum, files.values()), len(files), "Reading label maps"))
+        origin = _origin(labels, dict(zip(files, sums, strict=True)))
+        if kept is not None and (known := _still_valid(kept, origin)) is not None:
+            return known, False
+        work = partial(_measure_file, labels)
+        cases = dict(zip(files, track(pool.map(work, files.values()), len(files), "Measuring"), strict=True))
+    return summarise(folder.name, cases, labels, origin), True
+
+
+def _keep(found: Fingerprint, path: Path, say: Callable[[str], None]) -> None:
+    try:
+        found.save(path)
+    except DataError as error:
+        say(f"The imbalance fingerprint could not be kept for the next time: {error}")
 
 
 def summarise(name: str, cases: Mapping[str, CaseMeasures], labels: DatasetLabels, origin: str = "") -> Fingerprint:
