@@ -15,14 +15,13 @@ from rich.table import Table
 
 from nnunet_imbal.config import ImbalConfig, Sampling, Term
 from nnunet_imbal.errors import LabelError
-from nnunet_imbal.fingerprint import RARE_CASES, Fingerprint, Trait, describe
+from nnunet_imbal.fingerprint import RARE_CASES, Fingerprint, Trait, describe, is_tree
 from nnunet_imbal.laterality import paired_labels
 
 __all__ = ["NO_CHANGE", "Choice", "Recipe", "choose_recipe", "print_recipe"]
 
 NO_CHANGE = "no change"
 _LATE, _RAMP = 0.5, 0.1  # of the epochs: first one of a centre-line term, and how long its weight then grows
-_MOST = 0.5  # of the volume of all classes
 _GENTLE = 0.25  # of CC-Dice: with 1, false alarms ate what it found
 _OFTEN = 0.66  # of the patches show a lesion, where stock nnU-Net forces 0.33
 _NAMED = 3  # classes in a sentence
@@ -75,7 +74,8 @@ def choose_recipe(fingerprint: Fingerprint, *, epochs: int = 1000, patch_size: S
         patch_size: voxels along each axis of the configuration, 2 or 3; None: 3.
 
     Example:
-        >>> balanced = Fingerprint("Dataset001_X", 4, [], 0.0, [1.0] * 3, [64.0] * 3, {}, "")
+        >>> from nnunet_imbal.fingerprint import Together
+        >>> balanced = Fingerprint("Dataset001_X", 4, [], 0.0, [1.0] * 3, [64.0] * 3, {}, Together(0, []), "")
         >>> choose_recipe(balanced).config == ImbalConfig()
         True
         >>> print(choose_recipe(balanced).choices[0])
@@ -162,7 +162,7 @@ def _rare_in_patches(facts: _Facts, config: ImbalConfig) -> _Found:
 
 
 def _centre_lines(facts: _Facts, config: ImbalConfig) -> _Found:
-    """Thin classes, not in pieces, that make most of the labelled volume: clDice, late."""
+    """Thin classes, not in pieces, if all classes together are a tree: clDice, late."""
     if (trait := facts.traits.get("thin")) is None:
         return None
     found = f"long and thin, median radius: {_listed(trait.classes)}"
@@ -184,14 +184,9 @@ def _no_vessels(facts: _Facts, thin: Trait) -> str | None:
     if facts.in_slices:
         return "in single slices a vessel is a dot"
     scattered = facts.traits["scattered"].classes if "scattered" in facts.traits else {}
-    whole = [name for name in thin.classes if name not in scattered]
-    if not whole:
+    if all(name in scattered for name in thin.classes):
         return "in pieces of very different size, as lesions are and vessels are not"
-    volumes = {name: each.volume_share for name, each in facts.fingerprint.classes.items()}
-    share = sum(volumes[name] for name in whole) / sum(volumes.values())
-    if share >= _MOST:
-        return None
-    return f"those in one piece make only {share:.0%} of the volume, and the term acts on all"
+    return None if is_tree(facts.fingerprint) else "with the other classes they are no tree, and the term acts on all"
 
 
 def _tiny(facts: _Facts, config: ImbalConfig) -> _Found:

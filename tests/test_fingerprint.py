@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 from nnunet_imbal.cli import app
 from nnunet_imbal.errors import DataError, LabelError
 from nnunet_imbal.evaluation import DatasetLabels
-from nnunet_imbal.fingerprint import default_path, describe, fingerprint_dataset, load_fingerprint
+from nnunet_imbal.fingerprint import default_path, describe, fingerprint_dataset, is_tree, load_fingerprint
 from nnunet_imbal.fingerprint.case import chance_of_no_centre, measure_case, skeleton_length
 from nnunet_imbal.fingerprint.dataset import summarise
+from nnunet_imbal.fingerprint.words import is_scattered
 
 LABELS = {"background": 0, "left vein": 1, "right vein": 2, "lesion": 3, "never": 4, "ignore": 5}
 
@@ -63,9 +64,30 @@ def test_fingerprint_of_a_dataset(dataset):
     assert (lesion.cases, lesion.prevalence, lesion.components) == (1, 0.5, 3)
     assert lesion.component_mm3[2] == pytest.approx(16)
     assert lesion.component_mm3[0] == pytest.approx(2 + 0.1 * 14)  # 5 % quantile of 2, 16 and 128
+    assert lesion.largest_share == pytest.approx(128 / 146)
     assert vein.tubularity > 3 > lesion.tubularity
     assert (lesion.example, never.example) == ("b", None)
     assert (never.cases, never.prevalence, never.volume_mm3, never.tubularity) == (0, 0, [], 0)
+    assert found.together.radius_mm[2] >= vein.radius_mm[2]
+
+
+def test_an_organ_with_specks_is_not_scattered(dataset):
+    lesion = fingerprint_dataset(dataset).classes["lesion"]
+    assert is_scattered(lesion)
+    assert not is_scattered(replace(lesion, largest_share=0.95))
+
+
+def test_classes_together_are_those_of_their_union():
+    label = np.zeros((9, 9, 40), np.uint8)
+    label[3:6, 3:6, 1:20], label[3:6, 3:6, 20:39] = 1, 2
+    one, two = (measure_case(np.minimum(label, most), (1, 1, 1), {"a": (1,), "b": (2,)}) for most in (1, 2))
+    alone = measure_case((label > 0).astype(np.uint8), (1, 1, 1), {"a": (1,)})
+    assert one.together == one.classes["a"]
+    assert two.together == alone.together == alone.classes["a"]
+    assert measure_case(np.zeros((4, 4, 4), np.uint8), (1, 1, 1), {"a": (1,), "b": (2,)}).together is None
+    tree = summarise("X", {"x": two}, DatasetLabels({"a": (1,), "b": (2,)}, None, Path()))
+    assert is_tree(tree)
+    assert not is_tree(replace(tree, spacing_mm=[0.3] * 3))
 
 
 def test_what_is_said(dataset):
@@ -97,7 +119,7 @@ def test_the_file_is_used_until_a_label_map_changes(dataset, tmp_path, monkeypat
     assert load_fingerprint(out) == second
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 0}', '{"format": 2, "classes": []}'])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 0}', '{"format": 3, "classes": []}'])
 def test_damaged_file(dataset, tmp_path, content):
     out = tmp_path / "fingerprint.json"
     out.write_text(content)

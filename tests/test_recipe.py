@@ -17,6 +17,7 @@ from nnunet_imbal.fingerprint import (
     FILE_NAME,
     ClassFingerprint,
     Fingerprint,
+    Together,
     find_fingerprint,
     fingerprint_dataset,
     load_fingerprint,
@@ -34,6 +35,7 @@ ORGAN = ClassFingerprint(
     components=10,
     components_per_case=[1.0] * 5,
     component_mm3=[9e4, 9e4, 1e5, 1e5, 1e5],
+    largest_share=1.0,
     tubularity=0.8,
     radius_mm=[10.0] * 5,
     no_centre=0.0,
@@ -41,19 +43,19 @@ ORGAN = ClassFingerprint(
     partner=None,
     example="a",
 )
-LESION = replace(
-    ORGAN, labels=[2], volume_share=0.005, components_per_case=[1, 2, 5, 9, 20], component_mm3=[3, 9, 80, 300, 2856]
-)
+PIECES = replace(ORGAN, components_per_case=[1, 2, 5, 9, 20], component_mm3=[3, 9, 80, 300, 2856], largest_share=0.4)
+LESION = replace(PIECES, labels=[2], volume_share=0.005)
 VESSEL = replace(ORGAN, labels=[3], tubularity=8.0, radius_mm=[0.5, 0.8, 1.3, 1.5, 2.0])
 RARE = replace(ORGAN, labels=[4], cases=2, prevalence=0.2)
 TINY = replace(ORGAN, labels=[5], volume_share=0.0004)
-LOST = replace(ORGAN, labels=[6], no_centre=0.41)
+LOST = replace(ORGAN, labels=[6], no_centre=0.41, largest_share=0.4)
+TREE, BULK = Together(tubularity=20.0, radius_mm=[0.5, 0.8, 1.3, 1.5, 2.0]), Together(20.0, [0.5, 0.8, 1.3, 9.0, 9.0])
 CC_DICE, OFTEN = Term("cc_dice", 0.25), Sampling(forced=0.66, coin=True)
 CL_DICE = Term("cldice", kwargs={"alpha": 1.0, "merge": True}, from_epoch=500, ramp_epochs=100)
 
 
 def fingerprint(classes, **changes):
-    found = Fingerprint("Dataset042_X", 10, [], 0.0, [1.0] * 3, [64.0] * 3, classes, "")
+    found = Fingerprint("Dataset042_X", 10, [], 0.0, [1.0] * 3, [64.0] * 3, classes, TREE, "")
     return replace(found, **changes)
 
 
@@ -97,10 +99,10 @@ def test_nothing_imbalanced_is_stock_nnunet():
          "mirroring", "left kidney and right kidney are mirror images"),
         ({"left kidney": ORGAN}, ImbalConfig(mirroring="auto"), "mirroring", "'left kidney' has no partner"),
         (
-            {"liver": ORGAN, "vein": replace(VESSEL, volume_share=0.01)},
+            {"liver": replace(PIECES, largest_share=0.95), "spleen": replace(LOST, largest_share=0.95)},
             ImbalConfig(),
             NO_CHANGE,
-            "those in one piece make only 9% of the volume",
+            "nothing is imbalanced",
         ),
     ],
 )  # fmt: skip

@@ -1,7 +1,8 @@
 """What one label map says about imbalance: how large, how many, how thin, and what touches what."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,7 @@ class CaseMeasures:
         voxels: how many there are.
         ignored: how many of them nobody annotated.
         classes: measures of each class that occurs.
+        together: measures of all classes as one; None if there is none.
         touching: pairs of classes of which voxels are neighbours, in alphabetical order.
     """
 
@@ -55,6 +57,7 @@ class CaseMeasures:
     voxels: int
     ignored: int
     classes: dict[str, ClassMeasures]
+    together: ClassMeasures | None
     touching: list[tuple[str, str]]
 
     @property
@@ -82,17 +85,20 @@ def measure_case(
         (['vein'], [2.0, 48.0])
     """
     boxes = find_objects(labels.astype(np.int32, copy=False))
-    measures = {}
-    for name, values in classes.items():
+
+    def measure(values: Iterable[int]) -> ClassMeasures | None:
         box = _union([boxes[value - 1] for value in values if value <= len(boxes) and boxes[value - 1]])
-        if box is not None:
-            measures[name] = _measure_class(np.isin(labels[box], values), spacing)
+        return None if box is None else _measure_class(np.isin(labels[box], list(values)), spacing)
+
+    found = {name: measure(values) for name, values in classes.items()}
+    measures = {name: each for name, each in found.items() if each is not None}
     return CaseMeasures(
         shape=labels.shape,
         spacing_mm=tuple(float(mm) for mm in spacing),
         voxels=labels.size,
         ignored=0 if ignore is None else int(np.count_nonzero(labels == ignore)),
         classes=measures,
+        together=next(iter(measures.values()), None) if len(classes) == 1 else measure(set(chain(*classes.values()))),
         touching=_contacts(labels, classes),
     )
 

@@ -39,8 +39,21 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 _PREPROCESSED, _RAW = "nnUNet_preprocessed", "nnUNet_raw"
 _COPIES = "gt_segmentations"  # of labelsTr, which nnU-Net makes when it preprocesses
-_FORMAT = 2  # raise it whenever the same files give another fingerprint
+_FORMAT = 3  # raise it whenever the same files give another fingerprint
 _SMALL = 1 / 3  # of the components of a class
+
+
+@dataclass(frozen=True)
+class Together:
+    """All classes of a dataset seen as one.
+
+    Attributes:
+        tubularity: see `ClassFingerprint`.
+        radius_mm: see `ClassFingerprint`.
+    """
+
+    tubularity: float
+    radius_mm: list[float]
 
 
 @dataclass(frozen=True)
@@ -56,6 +69,7 @@ class ClassFingerprint:
         components: connected components in all cases together.
         components_per_case: how many in a case that shows it.
         component_mm3: their volumes.
+        largest_share: of the volume in a case, what its largest component holds, in [0, 1]; median of the cases.
         tubularity: length of the centre lines over the cube roots of the volumes of all components, median of the
             cases. Balls have less than 1, however many; a tube ten times as long as wide about 5, a vessel tree more
             than 10.
@@ -75,6 +89,7 @@ class ClassFingerprint:
     components: int
     components_per_case: list[float]
     component_mm3: list[float]
+    largest_share: float
     tubularity: float
     radius_mm: list[float]
     no_centre: float
@@ -95,6 +110,7 @@ class Fingerprint:
         spacing_mm: median mm per voxel along Z, Y, X.
         shape: median number of voxels along Z, Y, X.
         classes: name -> class, in the order of dataset.json.
+        together: all of them as one.
         origin: checksum of all that went in.
     """
 
@@ -105,6 +121,7 @@ class Fingerprint:
     spacing_mm: list[float]
     shape: list[float]
     classes: dict[str, ClassFingerprint]
+    together: Together
     origin: str
 
     def save(self, path: str | Path) -> None:
@@ -182,6 +199,7 @@ def load_fingerprint(path: str | Path) -> Fingerprint:
             raise ValueError(f"format {content['format']} instead of {_FORMAT}")
         known = {name: content[name] for name in Fingerprint.__dataclass_fields__}
         known["classes"] = {name: ClassFingerprint(**each) for name, each in known["classes"].items()}
+        known["together"] = Together(**known["together"])
         return Fingerprint(**known)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is no imbalance fingerprint ({error}); measure the dataset again") from error
@@ -235,6 +253,7 @@ def summarise(name: str, cases: Mapping[str, CaseMeasures], labels: DatasetLabel
         spacing_mm=np.median([case.spacing_mm for case in cases.values()], axis=0).tolist(),
         shape=np.median([case.shape for case in cases.values()], axis=0).tolist(),
         classes=classes,
+        together=_summarise_together([case.together for case in labelled.values() if case.together is not None]),
         origin=origin,
     )
 
@@ -263,13 +282,24 @@ def _summarise_class(
         components=sum(len(each.components_mm3) for each in here),
         components_per_case=_quantiles([len(each.components_mm3) for each in here]),
         component_mm3=_quantiles(list(chain.from_iterable(each.components_mm3 for each in here))),
-        tubularity=float(np.median([_tubularity(each) for each in here])) if here else 0.0,
-        radius_mm=_quantiles(list(chain.from_iterable(each.radii_mm for each in here))),
+        largest_share=_median([max(each.components_mm3) / each.volume_mm3 for each in here]),
+        **asdict(_summarise_together(here)),
         no_centre=_small_without_centre(here),
         touches={other: count / together[other] for other, count in sorted(touching.items())},
         partner=partner,
         example=_example(name, labelled),
     )
+
+
+def _summarise_together(cases: Sequence[ClassMeasures]) -> Together:
+    return Together(
+        tubularity=_median([_tubularity(each) for each in cases]),
+        radius_mm=_quantiles(list(chain.from_iterable(each.radii_mm for each in cases))),
+    )
+
+
+def _median(values: Sequence[float]) -> float:
+    return float(np.median(values)) if values else 0.0
 
 
 def _tubularity(found: ClassMeasures) -> float:

@@ -10,12 +10,23 @@ from rich.table import Table
 
 from nnunet_imbal.fingerprint.dataset import ClassFingerprint, Fingerprint
 
-__all__ = ["BALANCED", "RARE_CASES", "RARE_VOLUME", "Trait", "describe", "is_scattered", "is_thin", "print_fingerprint"]
+__all__ = [
+    "BALANCED",
+    "RARE_CASES",
+    "RARE_VOLUME",
+    "Trait",
+    "describe",
+    "is_scattered",
+    "is_thin",
+    "is_tree",
+    "print_fingerprint",
+]
 
 BALANCED = "Nothing is imbalanced: stock nnU-Net is made for this."
 RARE_CASES = 0.5  # a class seen in fewer of the labelled cases is rare
 RARE_VOLUME = 0.001  # a class with less of the annotated volume is tiny: one voxel in a thousand
 _MANY = 3  # components in a case: from here on they are lesions rather than an organ with a speck
+_ONE = 0.9  # of the volume: where the largest component holds more, the others are specks
 _SPREAD = 10  # largest over smallest component (95 % over 5 %)
 _TUBE = 3.0  # tubularity of a tube five times as long as wide
 _THIN_VOXELS = 3.0  # radius
@@ -23,8 +34,8 @@ _LOST = 0.1  # of the smallest third of the components
 
 
 def is_scattered(found: ClassFingerprint) -> bool:
-    """Whether the class comes in several pieces of very different size, as lesions do."""
-    if not found.cases:
+    """Whether the class comes in several pieces of very different size, as lesions do, and not in one with specks."""
+    if not found.cases or found.largest_share >= _ONE:
         return False
     return found.components_per_case[3] >= _MANY and found.component_mm3[4] >= _SPREAD * found.component_mm3[0]
 
@@ -32,6 +43,12 @@ def is_scattered(found: ClassFingerprint) -> bool:
 def is_thin(found: ClassFingerprint, spacing_mm: list[float]) -> bool:
     """Whether the class is long and a few voxels thin, as vessels are."""
     return found.cases > 0 and found.tubularity >= _TUBE and found.radius_mm[2] < _THIN_VOXELS * min(spacing_mm)
+
+
+def is_tree(fingerprint: Fingerprint) -> bool:
+    """Whether all classes together are long and, along three quarters of their centre lines, a few voxels thin."""
+    found, most = fingerprint.together, _THIN_VOXELS * min(fingerprint.spacing_mm)
+    return bool(found.radius_mm) and found.tubularity >= _TUBE and found.radius_mm[3] < most
 
 
 class Trait(NamedTuple):
@@ -58,7 +75,8 @@ def describe(fingerprint: Fingerprint) -> list[Trait]:
     """Say in sentences what is imbalanced, and what it means for training; empty if nothing is.
 
     Example:
-        >>> found = Fingerprint("Dataset001_X", 4, ["c9"], 0.0, [1.0] * 3, [64.0] * 3, {}, "")
+        >>> from nnunet_imbal.fingerprint.dataset import Together
+        >>> found = Fingerprint("Dataset001_X", 4, ["c9"], 0.0, [1.0] * 3, [64.0] * 3, {}, Together(0, []), "")
         >>> [str(trait) for trait in describe(found)]
         ['Cases without any label: 1 of 5.']
     """
@@ -124,7 +142,10 @@ def _class_traits(fingerprint: Fingerprint) -> Iterator[Trait]:
     yield Trait(
         "lost",
         "Never in the middle of a forced patch of stock nnU-Net, of the smallest third of the pieces",
-        which(lambda each: f"{each.no_centre:.0%}", lambda each: each.no_centre >= _LOST),
+        which(
+            lambda each: f"{each.no_centre:.0%}",
+            lambda each: each.no_centre >= _LOST and each.largest_share < _ONE,
+        ),
         "`--sampling` remembers voxels of every piece.",
     )
     pairs = sorted({tuple(sorted((name, each.partner))) for name, each in shown.items() if each.partner})
