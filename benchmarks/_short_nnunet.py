@@ -159,11 +159,11 @@ def write_plans(stock: Path, arm: str, imbal: Mapping[str, Any] | None = None, n
 
 
 def warm_up(workspace: Workspace, plans: str, budget: Budget, device: str) -> Path:
-    """Train stock nnU-Net once; return the checkpoint from which every arm goes on with every seed."""
+    """Train stock nnU-Net once; return the checkpoint from which every arm goes on."""
     folder = workspace.folder / "results" / workspace.dataset / f"StockShort__{plans}__{CONFIGURATION}" / "fold_all"
     checkpoint = folder / "checkpoint_final.pth"
     if not checkpoint.is_file():
-        train(workspace, "StockShort", budget, device, plans=plans, log="logs/warm-up.txt")
+        train(workspace, "StockShort", budget, device, plans=plans, log=f"logs/{plans}.txt")
     return checkpoint
 
 

@@ -277,12 +277,13 @@ def test_a_warm_up_counts_as_epochs(load):
 def test_the_recipe_knows_the_whole_training(load, monkeypatch):
     run, asked = load("run"), {}
 
-    def dataset_recipe(folder, **words):
+    def choose_recipe(fingerprint, **words):
         asked.update(words)
         term = Term("cldice", from_epoch=25, ramp_epochs=5)
         return Recipe(ImbalConfig(terms=(term,)), (Choice("cldice", "because"),))
 
-    monkeypatch.setattr(run, "dataset_recipe", dataset_recipe)
+    monkeypatch.setattr(run, "choose_recipe", choose_recipe)
+    monkeypatch.setattr(run, "fingerprint_dataset", lambda folder: None)
     budget = {"warm_up": {"epochs": 30}, "epochs": 20, "patch": [8, 8, 8]}
     entry = run.imbal_entry(run.Workspace(Path("x"), 1, "X"), {"trainer": "ImbalTrainer"}, budget)
     assert asked == {"epochs": 50, "patch_size": [8, 8, 8]}

@@ -72,9 +72,21 @@ def test_fingerprint_of_a_dataset(dataset):
 
 
 def test_an_organ_with_specks_is_not_scattered(dataset):
-    lesion = fingerprint_dataset(dataset).classes["lesion"]
-    assert is_scattered(lesion)
-    assert not is_scattered(replace(lesion, largest_share=0.95))
+    lesion, mm = fingerprint_dataset(dataset).classes["lesion"], [2.0, 1.0, 1.0]
+    small = replace(lesion, component_mm3=[2.0, 2.0, 6.0, 9.0, 900.0])
+    assert is_scattered(small, mm)
+    assert not is_scattered(replace(small, largest_share=0.95), mm)
+    metastasis = replace(small, largest_share=0.95, component_mm3=[20.0, 50.0, 90.0, 200.0, 9000.0])
+    assert is_scattered(metastasis, mm)
+
+
+def test_cases_with_one_component_do_not_hide_the_others():
+    one, three = np.zeros((4, 4, 30), np.uint8), np.zeros((4, 4, 30), np.uint8)
+    one[1, 1, 1:9] = three[1, 1, 1:9] = three[1, 1, 12:14] = three[1, 1, 20:22] = 1
+    labels = DatasetLabels({"lesion": (1,)}, None, Path())
+    cases = {str(n): measure_case(each, (1, 1, 1), labels.classes) for n, each in enumerate((one, one, three))}
+    assert summarise("X", cases, labels).classes["lesion"].largest_share == pytest.approx(8 / 12)
+    assert summarise("X", {"0": cases["0"]}, labels).classes["lesion"].largest_share == 0
 
 
 def test_classes_together_are_those_of_their_union():

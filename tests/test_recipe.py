@@ -35,7 +35,7 @@ ORGAN = ClassFingerprint(
     components=10,
     components_per_case=[1.0] * 5,
     component_mm3=[9e4, 9e4, 1e5, 1e5, 1e5],
-    largest_share=1.0,
+    largest_share=0.0,
     tubularity=0.8,
     radius_mm=[10.0] * 5,
     no_centre=0.0,
@@ -44,6 +44,7 @@ ORGAN = ClassFingerprint(
     example="a",
 )
 PIECES = replace(ORGAN, components_per_case=[1, 2, 5, 9, 20], component_mm3=[3, 9, 80, 300, 2856], largest_share=0.4)
+SPECKS = {"component_mm3": [1, 2, 80, 300, 2856], "largest_share": 0.95}
 LESION = replace(PIECES, labels=[2], volume_share=0.005)
 VESSEL = replace(ORGAN, labels=[3], tubularity=8.0, radius_mm=[0.5, 0.8, 1.3, 1.5, 2.0])
 RARE = replace(ORGAN, labels=[4], cases=2, prevalence=0.2)
@@ -99,7 +100,7 @@ def test_nothing_imbalanced_is_stock_nnunet():
          "mirroring", "left kidney and right kidney are mirror images"),
         ({"left kidney": ORGAN}, ImbalConfig(mirroring="auto"), "mirroring", "'left kidney' has no partner"),
         (
-            {"liver": replace(PIECES, largest_share=0.95), "spleen": replace(LOST, largest_share=0.95)},
+            {"liver": replace(PIECES, **SPECKS), "spleen": replace(LOST, **SPECKS)},
             ImbalConfig(),
             NO_CHANGE,
             "nothing is imbalanced",
@@ -141,6 +142,14 @@ def test_lesions_with_long_skeletons_are_no_vessels():
     recipe = choose_recipe(fingerprint({"lesion": lesion}))
     assert [term.loss for term in recipe.config.terms] == ["cc_dice"]
     assert "lesion (1 mm); but in pieces" in reasons(recipe, NO_CHANGE)[0]
+
+
+def test_no_centre_lines_of_classes_that_are_no_tree():
+    recipe = choose_recipe(fingerprint({"liver": ORGAN, "vein": VESSEL}, together=BULK))
+    assert recipe.config == ImbalConfig()
+    assert "vein (1.3 mm); but with the other classes they are no tree" in reasons(recipe, NO_CHANGE)[0]
+    alone = choose_recipe(fingerprint({"vein": VESSEL}, together=BULK))
+    assert [term.loss for term in alone.config.terms] == ["cldice"]
 
 
 @pytest.mark.parametrize(

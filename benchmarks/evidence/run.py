@@ -25,8 +25,10 @@ from _machine import describe_machine  # noqa: E402
 from _scores import score_run  # noqa: E402
 from _short_nnunet import Budget, Workspace, plan, predict, train, warm_up, working_folder, write_plans  # noqa: E402
 
+from nnunet_imbal.fingerprint import fingerprint_dataset  # noqa: E402
 from nnunet_imbal.io import read_label, write_atomically  # noqa: E402
-from trainers._recipe import dataset_recipe, recipe_entry  # noqa: E402
+from nnunet_imbal.recipe import choose_recipe  # noqa: E402
+from trainers._recipe import recipe_entry  # noqa: E402
 
 
 def read_settings(study: str, budget: str) -> dict[str, Any]:
@@ -63,11 +65,12 @@ def imbal_entry(workspace: Workspace, choice: Mapping[str, Any], budget: Mapping
         return choice.get("imbal")
     before = budget["warm_up"]["epochs"]
     epochs, patch = before + budget["epochs"], budget["patch"]
-    return begun(recipe_entry(dataset_recipe(workspace.plans.parent, epochs=epochs, patch_size=patch)), before)
+    recipe = choose_recipe(fingerprint_dataset(workspace.raw), epochs=epochs, patch_size=patch)
+    return begun(recipe_entry(recipe), before)
 
 
 def begun(entry: Mapping[str, Any], epochs: int) -> dict[str, Any]:
-    """The same training after some epochs: what starts late has fewer of them to wait."""
+    """The same training after some epochs: what starts late has fewer of them to wait, a begun ramp begins anew."""
     terms = []
     for term in entry["terms"]:
         start, ramp = term["from_epoch"] - epochs, term["ramp_epochs"]

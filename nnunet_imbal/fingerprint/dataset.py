@@ -69,7 +69,8 @@ class ClassFingerprint:
         components: connected components in all cases together.
         components_per_case: how many in a case that shows it.
         component_mm3: their volumes.
-        largest_share: of the volume in a case, what its largest component holds, in [0, 1]; median of the cases.
+        largest_share: of the volume in a case with several components, what the largest holds, in [0, 1]; median of
+            these cases, 0 if there is none.
         tubularity: length of the centre lines over the cube roots of the volumes of all components, median of the
             cases. Balls have less than 1, however many; a tube ten times as long as wide about 5, a vessel tree more
             than 10.
@@ -253,7 +254,7 @@ def summarise(name: str, cases: Mapping[str, CaseMeasures], labels: DatasetLabel
         spacing_mm=np.median([case.spacing_mm for case in cases.values()], axis=0).tolist(),
         shape=np.median([case.shape for case in cases.values()], axis=0).tolist(),
         classes=classes,
-        together=_summarise_together([case.together for case in labelled.values() if case.together is not None]),
+        together=_shape_of([case.together for case in labelled.values() if case.together is not None]),
         origin=origin,
     )
 
@@ -271,7 +272,7 @@ def _summarise_class(
     here = [case.classes[name] for case in shown]
     annotated = sum((case.voxels - case.ignored) * float(np.prod(case.spacing_mm)) for case in cases)
     volumes = [each.volume_mm3 for each in here]
-    together = Counter(chain.from_iterable(case.classes for case in shown))
+    both = Counter(chain.from_iterable(case.classes for case in shown))
     touching = Counter(other for case in shown for other in _neighbours(name, case))
     return ClassFingerprint(
         labels=values,
@@ -282,16 +283,18 @@ def _summarise_class(
         components=sum(len(each.components_mm3) for each in here),
         components_per_case=_quantiles([len(each.components_mm3) for each in here]),
         component_mm3=_quantiles(list(chain.from_iterable(each.components_mm3 for each in here))),
-        largest_share=_median([max(each.components_mm3) / each.volume_mm3 for each in here]),
-        **asdict(_summarise_together(here)),
+        largest_share=_median(
+            [max(all_) / sum(all_) for all_ in (each.components_mm3 for each in here) if len(all_) > 1]
+        ),
+        **asdict(_shape_of(here)),
         no_centre=_small_without_centre(here),
-        touches={other: count / together[other] for other, count in sorted(touching.items())},
+        touches={other: count / both[other] for other, count in sorted(touching.items())},
         partner=partner,
         example=_example(name, labelled),
     )
 
 
-def _summarise_together(cases: Sequence[ClassMeasures]) -> Together:
+def _shape_of(cases: Sequence[ClassMeasures]) -> Together:
     return Together(
         tubularity=_median([_tubularity(each) for each in cases]),
         radius_mm=_quantiles(list(chain.from_iterable(each.radii_mm for each in cases))),

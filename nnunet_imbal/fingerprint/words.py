@@ -1,6 +1,7 @@
 """The fingerprint for people: a table, and what stands out, in sentences."""
 
 from collections.abc import Callable, Iterator
+from math import prod
 from typing import NamedTuple
 
 from rich.box import SIMPLE_HEAD
@@ -26,16 +27,21 @@ BALANCED = "Nothing is imbalanced: stock nnU-Net is made for this."
 RARE_CASES = 0.5  # a class seen in fewer of the labelled cases is rare
 RARE_VOLUME = 0.001  # a class with less of the annotated volume is tiny: one voxel in a thousand
 _MANY = 3  # components in a case: from here on they are lesions rather than an organ with a speck
-_ONE = 0.9  # of the volume: where the largest component holds more, the others are specks
+_ONE, _SPECK = 0.9, 3  # of the volume in the largest component, and voxels of the others, beside which they are specks
 _SPREAD = 10  # largest over smallest component (95 % over 5 %)
 _TUBE = 3.0  # tubularity of a tube five times as long as wide
 _THIN_VOXELS = 3.0  # radius
 _LOST = 0.1  # of the smallest third of the components
 
 
-def is_scattered(found: ClassFingerprint) -> bool:
-    """Whether the class comes in several pieces of very different size, as lesions do, and not in one with specks."""
-    if not found.cases or found.largest_share >= _ONE:
+def has_specks(found: ClassFingerprint, spacing_mm: list[float]) -> bool:
+    """Whether the class is one piece with specks of a few voxels, rather wrong label than lesions."""
+    return found.largest_share >= _ONE and found.component_mm3[1] <= _SPECK * prod(spacing_mm)
+
+
+def is_scattered(found: ClassFingerprint, spacing_mm: list[float]) -> bool:
+    """Whether the class comes in several pieces of very different size, as lesions do."""
+    if not found.cases or has_specks(found, spacing_mm):
         return False
     return found.components_per_case[3] >= _MANY and found.component_mm3[4] >= _SPREAD * found.component_mm3[0]
 
@@ -47,6 +53,8 @@ def is_thin(found: ClassFingerprint, spacing_mm: list[float]) -> bool:
 
 def is_tree(fingerprint: Fingerprint) -> bool:
     """Whether all classes together are long and, along three quarters of their centre lines, a few voxels thin."""
+    if len(fingerprint.classes) == 1:
+        return is_thin(next(iter(fingerprint.classes.values())), fingerprint.spacing_mm)
     found, most = fingerprint.together, _THIN_VOXELS * min(fingerprint.spacing_mm)
     return bool(found.radius_mm) and found.tubularity >= _TUBE and found.radius_mm[3] < most
 
@@ -104,6 +112,7 @@ def print_fingerprint(fingerprint: Fingerprint, console: Console | None = None) 
 
 def _class_traits(fingerprint: Fingerprint) -> Iterator[Trait]:
     shown = {name: each for name, each in fingerprint.classes.items() if each.cases}
+    spacing = fingerprint.spacing_mm
 
     def which(measure: Callable[[ClassFingerprint], str], has: Callable[[ClassFingerprint], bool]) -> dict[str, str]:
         return {name: measure(each) for name, each in shown.items() if has(each)}
@@ -130,13 +139,16 @@ def _class_traits(fingerprint: Fingerprint) -> Iterator[Trait]:
     yield Trait(
         "scattered",
         "In pieces of very different size, most of them between",
-        which(lambda each: f"{each.component_mm3[0]:,.0f} and {each.component_mm3[4]:,.0f} mm³", is_scattered),
+        which(
+            lambda each: f"{each.component_mm3[0]:,.0f} and {each.component_mm3[4]:,.0f} mm³",
+            lambda each: is_scattered(each, spacing),
+        ),
         "The largest piece rules Dice: `cc_dice` lets each count the same.",
     )
     yield Trait(
         "thin",
         "Long and thin, median radius",
-        which(lambda each: f"{each.radius_mm[2]:.2g} mm", lambda each: is_thin(each, fingerprint.spacing_mm)),
+        which(lambda each: f"{each.radius_mm[2]:.2g} mm", lambda each: is_thin(each, spacing)),
         "A gap costs next to nothing in Dice: `cldice` or `agtal` look at the centre lines.",
     )
     yield Trait(
@@ -144,7 +156,7 @@ def _class_traits(fingerprint: Fingerprint) -> Iterator[Trait]:
         "Never in the middle of a forced patch of stock nnU-Net, of the smallest third of the pieces",
         which(
             lambda each: f"{each.no_centre:.0%}",
-            lambda each: each.no_centre >= _LOST and each.largest_share < _ONE,
+            lambda each: each.no_centre >= _LOST and not has_specks(each, spacing),
         ),
         "`--sampling` remembers voxels of every piece.",
     )
