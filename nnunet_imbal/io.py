@@ -12,6 +12,7 @@ import shutil
 import uuid
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -210,7 +211,8 @@ def write_atomically(path: str | Path, data: str | bytes) -> None:
     except OSError as error:
         raise DataError(f"cannot write {target}: {error.strerror}; nothing there was changed") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # on a read-only disk not even a file that is not there can be deleted
+            temporary.unlink()
 
 
 def _check_file(path: Path) -> None:

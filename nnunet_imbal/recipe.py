@@ -23,7 +23,7 @@ __all__ = ["NO_CHANGE", "Choice", "Recipe", "choose_recipe", "print_recipe"]
 NO_CHANGE = "no change"
 _LATE, _RAMP = 0.5, 0.1  # of the epochs: first one of a centre-line term, and how long its weight then grows
 _GENTLE = 0.25  # of CC-Dice: with 1, false alarms ate what it found
-_OFTEN = 0.66  # of the patches show a lesion, where stock nnU-Net forces 0.33
+_OFTEN = 0.66  # of the patches show a piece; stock nnU-Net forces 0.33, which of a batch of two is one patch
 _NAMED = 3  # classes in a sentence
 
 
@@ -142,7 +142,7 @@ def _pieces_in_patches(facts: _Facts, config: ImbalConfig) -> _Found:
     reason = f"stock nnU-Net aims at the largest pieces of {_listed(classes)}, so forced patches are drawn by piece"
     sampling = Sampling()
     if "scattered" in facts.traits:
-        sampling, reason = Sampling(forced=_OFTEN, coin=True), f"{reason}, and two thirds are forced instead of one"
+        sampling, reason = Sampling(forced=_OFTEN, coin=True), f"{reason}, and two thirds of all patches are forced"
     if "lost" in facts.traits:
         reason += f"; of the smallest third it can never centre on a share: {_listed(facts.traits['lost'].classes)}"
     return replace(config, sampling=sampling), Choice("sampling", reason)

@@ -92,7 +92,7 @@ def test_nothing_imbalanced_is_stock_nnunet():
             {"lesion": LESION, "cyst": RARE},
             ImbalConfig(terms=(CC_DICE,), sampling=replace(OFTEN, repeat_factor=0.5)),
             "sampling",
-            "drawn by piece, and two thirds are forced instead of one",
+            "drawn by piece, and two thirds of all patches are forced",
         ),
         ({"liver": LOST}, ImbalConfig(sampling=Sampling()), "sampling", "it can never centre on a share: liver (41%)"),
         ({"adrenal": TINY, "liver": ORGAN}, ImbalConfig(), NO_CHANGE, "volume: adrenal (0.04 %)"),

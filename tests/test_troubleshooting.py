@@ -1,4 +1,4 @@
-"""The messages that docs/troubleshooting.md quotes are those that users see."""
+"""The messages in the headings of docs/troubleshooting.md are those that users see."""
 
 import importlib.util
 import re

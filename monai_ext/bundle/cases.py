@@ -73,20 +73,27 @@ class Description:
         except LabelError:  # one side alone
             return True
 
-    def save(self, folder: str | Path, resume: bool = False) -> None:
+    def save(self, folder: str | Path, split: Mapping[str, Sequence[Item]], resume: bool = False) -> None:
         """Store it for evaluation and inference in a folder that holds no model yet.
 
         Args:
             folder: with the weights.
-            resume: a training in this folder goes on, and this must be its dataset.
+            split: see `split_cases`.
+            resume: a training in this folder goes on, and this must be its dataset, and its fold.
 
         Raises:
-            ConfigError: the folder holds a model, or one of another dataset.
+            ConfigError: the folder holds a model, or one of other classes or cases.
         """
         folder = Path(folder)
+        cases = {part: sorted(case_name(item["label"]) for item in items) for part, items in split.items()}
+        content = json.loads(json.dumps({**asdict(self), "cases": cases}))
         if resume:
-            if (begun := load_description(folder)) != self:
-                raise ConfigError(f"{folder} holds a training on {begun}, which cannot go on with {self}")
+            load_description(folder)
+            if (begun := json.loads((folder / _FILE).read_text(encoding="utf-8"))) != content:
+                differ = ", ".join(key for key in content if begun.get(key) != content[key])
+                raise ConfigError(
+                    f"{folder} holds a training that began with other {differ}: it cannot go on with these"
+                )
             return
         if any(folder.glob("*.pt")):
             raise ConfigError(
@@ -94,7 +101,7 @@ class Description:
                 "to go on with a training that was interrupted"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / _FILE, json.dumps(asdict(self), indent=2) + "\n")
+        write_atomically(folder / _FILE, json.dumps(content, indent=2) + "\n")
 
 
 @dataclass(frozen=True)
@@ -145,15 +152,15 @@ def load_description(model_dir: str | Path) -> Description:
 
 
 def last_checkpoint(folder: str | Path) -> Path:
-    """The newest state of a training; one that was cut off while it was written is passed over.
+    """The state of a training after its last epoch; one that was cut off while it was written is passed over.
 
     Raises:
         DataError: there is none.
     """
-    states = [path for path in Path(folder).glob("training_*.pt") if is_zipfile(path)]
+    states = [path for path in Path(folder).glob("training_checkpoint_epoch=*.pt") if is_zipfile(path)]
     if not states:
         raise DataError(f"{folder} holds no training to go on with: train first, or correct --ckpt_dir")
-    return max(states, key=lambda path: path.stat().st_mtime)
+    return max(states, key=lambda path: int(path.stem.rpartition("=")[2]))
 
 
 def split_cases(dataset_dir: str | Path | None, fold: int = 0, seed: int = 0) -> dict[str, list[Item]]:

@@ -27,6 +27,7 @@ __all__ = [
     "QUANTILES",
     "ClassFingerprint",
     "Fingerprint",
+    "Together",
     "default_path",
     "find_fingerprint",
     "fingerprint_dataset",

@@ -281,6 +281,16 @@ def test_full_disk_keeps_the_old_file(tmp_path, monkeypatch, call):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_read_only_disk_is_named(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):  # there, even deleting a file that does not exist fails with this
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr(type(tmp_path), "unlink", refuse)
+    with pytest.raises(DataError, match=r"cannot write .*a\.json: Read-only file system"):
+        write_atomically(tmp_path / "a.json", "{}")
+
+
 def test_folder_that_does_not_exist(tmp_path):
     with pytest.raises(DataError, match="No such file or directory"):
         write_atomically(tmp_path / "no" / "a.json", "new")

@@ -194,7 +194,7 @@ def test_an_interrupted_training_goes_on(raw, tmp_path):
     trainer = first.parser.get_parsed_content("train#trainer")
     trainer.add_event_handler(Events.EPOCH_COMPLETED(once=1), trainer.terminate)
     first.run()
-    (tmp_path / "models" / "training_cut_off.pt").write_bytes(b"PK")  # killed while it was written
+    (tmp_path / "models" / "training_checkpoint_epoch=2.pt").write_bytes(b"PK")  # killed while it was written
     (tmp_path / "models" / "model.pt").write_text("better")
     state = torch.load(cases.last_checkpoint(tmp_path / "models"), weights_only=True)
     state["best"]["_saved"] = [(1.0, "model.pt")]
@@ -214,10 +214,14 @@ def test_another_dataset_cannot_go_on(tmp_path):
     with pytest.raises(DataError, match="holds no training to go on with"):
         cases.last_checkpoint(tmp_path)
     one = cases.Description({"background": 0, "lesion": 1}, ("MRI",), (1.0, 1.0, 1.0))
-    one.save(tmp_path)
-    one.save(tmp_path, resume=True)
-    with pytest.raises(ConfigError, match="cannot go on with"):
-        cases.Description({"background": 0, "cyst": 1}, ("MRI",), (1.0, 1.0, 1.0)).save(tmp_path, resume=True)
+    split = {"train": [{"label": "labelsTr/b.nii.gz"}], "validate": [{"label": "labelsTr/a.nii.gz"}]}
+    one.save(tmp_path, split)
+    one.save(tmp_path, split, resume=True)
+    assert cases.load_description(tmp_path) == one
+    with pytest.raises(ConfigError, match="began with other labels: it cannot go on"):
+        cases.Description({"background": 0, "cyst": 1}, ("MRI",), (1.0, 1.0, 1.0)).save(tmp_path, split, resume=True)
+    with pytest.raises(ConfigError, match="began with other cases"):
+        one.save(tmp_path, {"train": split["validate"], "validate": split["train"]}, resume=True)
 
 
 @theirs
@@ -233,7 +237,7 @@ def test_a_dataset_is_described(raw, tmp_path):
     found = cases.describe(raw)
     assert (found.labels, found.channels) == ({"background": 0, "lesion": 1}, ("MRI",))
     assert found.spacing == pytest.approx((4.0, 3.0, 3.0))
-    found.save(tmp_path / "models")
+    found.save(tmp_path / "models", cases.split_cases(raw))
     assert cases.load_description(tmp_path / "models") == found
     plain = cases.describe(write_plain(tmp_path / "plain"))
     assert plain.labels == {"background": 0, "class 1": 1, "class 2": 2}

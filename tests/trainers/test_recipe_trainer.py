@@ -165,6 +165,6 @@ def _rank(rank, folder):
 
 
 @pytest.mark.ddp
-def test_one_rank_measures_and_the_other_reads(lesions, tmp_path, monkeypatch):
+def test_one_rank_measures_and_tells_the_other(lesions, tmp_path, monkeypatch):
     shutil.copytree(lesions, tmp_path / "Dataset001_X")
     mp.spawn(_rank, args=(str(tmp_path),), nprocs=2, join=True)

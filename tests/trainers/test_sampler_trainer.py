@@ -361,6 +361,9 @@ def _rank(rank, folder):
     assert trainer.batch_size == 2
     assert trainer._forced == rank  # two of four patches, all on the second rank
     assert trainer.oversample_foreground_percent == rank / 2  # in validation one of four, as ever
+    trainer.imbal_config = ImbalConfig(sampling=Sampling(forced=0.66, coin=True))
+    trainer._set_batch_size_and_oversample()
+    assert trainer._forced == 0.66  # each rank throws the same coin
     dist.destroy_process_group()
 
 
