@@ -179,6 +179,7 @@ def result():
 
     def run(arm, seed, dice, found):
         cases = {name: {"lesion": {"dice": dice, "pq": 0.5, "false_positives": 3}} for name in ("test_1", "test_2")}
+        cases["calibration_1"] = {"lesion": {"dice": 0.9, "pq": 0.8, "false_positives": 1}}
         froc = {"test_1": counts([found, 1], [3, 0], 4), "test_2": counts([found, 2], [9, 1], 4)}
         froc["calibration_1"] = counts([3, 2], [9, 1], 4)
         place = {"thresholds": [0.5], "volumes_mm3": [0.0, 2.0], "size_edges_mm3": [2.0, 9.0]}
@@ -254,6 +255,13 @@ def test_verdicts(load, kind, bound, mean, met):
 
 
 # -------------------------------------------------------------------------------------------------------- pages
+
+
+def test_calibration_cases_have_a_table_of_their_own(load, result):
+    lines = load("page").calibration_lines(result)
+    assert "| stock | 0.900 | 0.800 | 1.000 |" in "\n".join(lines)
+    assert "| ImbalTrainer - stock | +0.000 (one seed) |" in "\n".join(lines)
+    assert load("page").calibration_lines(result | {"settings": result["settings"] | {"probabilities": False}}) == []
 
 
 def test_pages_say_what_is_missing(load, result):

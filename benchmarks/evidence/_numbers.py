@@ -12,6 +12,7 @@ __all__ = [
     "PRICES",
     "Difference",
     "arm_values",
+    "cases_of",
     "class_mean",
     "compare",
     "finished",
@@ -19,7 +20,6 @@ __all__ = [
     "operating_point",
     "stair",
     "tail_classes",
-    "test_cases",
     "verdict",
 ]
 
@@ -65,23 +65,23 @@ def finished(result: Json, arm: str) -> list[int]:
     return sorted(run["seed"] for run in result["runs"] if run["arm"] == arm)
 
 
-def arm_values(result: Json, arm: str, measure: Measure, seeds: Sequence[int]) -> Values:
-    """One number for each seed and test case, shape (seeds, test cases); NaN where it is not defined."""
+def arm_values(result: Json, arm: str, measure: Measure, seeds: Sequence[int], kind: str = "test") -> Values:
+    """One number for each seed and case of a kind, shape (seeds, cases); NaN where it is not defined."""
     runs = {run["seed"]: run for run in result["runs"] if run["arm"] == arm}
-    return np.array([[measure(runs[seed], case) for case in test_cases(runs[seed])] for seed in seeds], dtype=float)
+    return np.array([[measure(runs[seed], case) for case in cases_of(runs[seed], kind)] for seed in seeds], dtype=float)
 
 
-def test_cases(run: Json) -> list[str]:
-    """Names of the test cases; calibration cases are left out."""
-    return sorted(case for case in run["cases"] if case.startswith("test"))
+def cases_of(run: Json, kind: str = "test") -> list[str]:
+    """Names of the test cases, or of the ``"calibration"`` cases."""
+    return sorted(case for case in run["cases"] if case.startswith(kind))
 
 
-def compare(result: Json, arm: str, other: str, measure: Measure) -> Difference | None:
+def compare(result: Json, arm: str, other: str, measure: Measure, kind: str = "test") -> Difference | None:
     """Difference of two arms over the seeds that both have; None if there is none."""
     seeds = sorted(set(finished(result, arm)) & set(finished(result, other)))
     if not seeds:
         return None
-    own, rival = (arm_values(result, name, measure, seeds) for name in (arm, other))
+    own, rival = (arm_values(result, name, measure, seeds, kind) for name in (arm, other))
     difference = own - rival
     difference = difference[:, ~np.isnan(difference).any(axis=0)]  # a case without lesions of that size
     if not difference.size:

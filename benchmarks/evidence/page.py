@@ -20,19 +20,21 @@ from _numbers import (  # noqa: E402
     PRICES,
     Difference,
     arm_values,
+    cases_of,
     class_mean,
     compare,
     finished,
     measures,
     stair,
     tail_classes,
-    test_cases,
     verdict,
 )
 
 STUDIES = ("ms_sim2real", "brain_tail", "vessels", "organs", "control")
 RIVALS = ("stock", "stock_oversampling")
 OURS = "ImbalTrainer"
+CALIBRATED = ("Dice", "PQ", "false positives", "recall", "recall at equal false positives",
+              "smallest third at equal false positives")  # fmt: skip
 RESULTS, DOCS = HERE.parent / "results", HERE.parents[1] / "docs"
 
 Json = Mapping[str, Any]
@@ -44,7 +46,7 @@ def study_page(result: Json) -> str:
     parts = [
         [f"# {settings['title']}"],
         setting_lines(result),
-        ["## Means", "", *means_table(result)],
+        ["## Means", "", *means_table(result), *calibration_lines(result)],
         ["## Targets", "", *target_lines(result)],
         ["## Differences, with 95 % intervals", "", *difference_table(result)],
         *([["## Dice of each class", "", *class_table(result)]] if len(result["voxels"]) > 1 else []),
@@ -57,7 +59,7 @@ def setting_lines(result: Json) -> list[str]:
     """Budget, seeds and cases, as a list."""
     settings, budget = result["settings"], result["settings"]["budget"]
     runs = {arm: len(finished(result, arm)) for arm in settings["arms"]}
-    cases = test_cases(result["runs"][0])
+    cases = cases_of(result["runs"][0])
     rate = "nnU-Net's optimiser" if budget["learning_rate"] is None else f"AdamW from {budget['learning_rate']:g} to 0"
     size = (
         "nnU-Net's own patch, batch and network"
@@ -88,6 +90,28 @@ def means_table(result: Json) -> list[str]:
             seconds = np.median([run["epochs_s"] for run in result["runs"] if run["arm"] == arm])
             rows.append([arm, str(len(seeds)), *map(_number, values), f"{seconds:.0f}"])
     return table(["arm", "seeds", *known, "training, s by the clock"], rows)
+
+
+def calibration_lines(result: Json) -> list[str]:
+    """How the arms do on held-out cases of the training's kind."""
+    if not result["settings"]["probabilities"]:
+        return []
+    known = {name: measures(result)[name] for name in CALIBRATED}
+    rows, differences = [], []
+    for arm in result["settings"]["arms"]:
+        if seeds := finished(result, arm):
+            values = [_nanmean(arm_values(result, arm, each, seeds, "calibration")) for each in known.values()]
+            rows.append([arm, *map(_number, values)])
+    for rival in RIVALS:
+        found = [compare(result, OURS, rival, each, "calibration") for each in known.values()]
+        differences.append([f"{OURS} - {rival}", *map(_interval, found)])
+    return [
+        "",
+        "The same on the calibration cases, which are of the training's kind. The weights of the recipe were chosen on",
+        "them, so this is no test of it, but shows how much of the above is the way from synthetic to real images.",
+        "",
+        *table(["arm", *known], [*rows, *differences]),
+    ]
 
 
 def target_lines(result: Json) -> list[str]:
@@ -132,8 +156,8 @@ def overview(results: Mapping[str, Json]) -> str:
             result = results[study]
             link = f"[All numbers of this study](../benchmarks/results/evidence_{study}.md)"
             figure = [f"![{result['settings']['title']}](figures/evidence_{study}.png)", ""]
-            parts.append([f"## {result['settings']['title']}", "", *setting_lines(result), "", *means_table(result), "",
-                          *figure, link])  # fmt: skip
+            parts.append([f"## {result['settings']['title']}", "", *setting_lines(result), "", *means_table(result),
+                          *calibration_lines(result), "", *figure, link])  # fmt: skip
     missing = [study for study in STUDIES if study not in results]
     parts.append(["## Not run", "", *(f"- `{study}`" for study in missing)] if missing else ["All studies were run."])
     return "\n".join("\n".join([*part, ""]) for part in parts)
@@ -172,7 +196,7 @@ def _draw_froc(result: Json, axes: Any) -> None:
     for arm in result["settings"]["arms"]:
         runs = [run for run in result["runs"] if run["arm"] == arm]
         if runs:
-            curves = [stair(run, test_cases(run), prices) for run in runs]
+            curves = [stair(run, cases_of(run), prices) for run in runs]
             axes.plot(prices, np.mean(curves, axis=0), label=f"{arm} ({len(runs)})")
     axes.set(xscale="log", xlabel="false positives per case", ylabel="lesions found, of all", ylim=(0, 1))
     axes.legend(title="arm (seeds), mean", fontsize=8)
