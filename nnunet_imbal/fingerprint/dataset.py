@@ -273,6 +273,7 @@ def _summarise_class(
     here = [case.classes[name] for case in shown]
     annotated = sum((case.voxels - case.ignored) * float(np.prod(case.spacing_mm)) for case in cases)
     volumes = [each.volume_mm3 for each in here]
+    several = [each.components_mm3 for each in here if len(each.components_mm3) > 1]
     both = Counter(chain.from_iterable(case.classes for case in shown))
     touching = Counter(other for case in shown for other in _neighbours(name, case))
     return ClassFingerprint(
@@ -284,9 +285,7 @@ def _summarise_class(
         components=sum(len(each.components_mm3) for each in here),
         components_per_case=_quantiles([len(each.components_mm3) for each in here]),
         component_mm3=_quantiles(list(chain.from_iterable(each.components_mm3 for each in here))),
-        largest_share=_median(
-            [max(all_) / sum(all_) for all_ in (each.components_mm3 for each in here) if len(all_) > 1]
-        ),
+        largest_share=_median([max(sizes) / sum(sizes) for sizes in several]),
         **asdict(_shape_of(here)),
         no_centre=_small_without_centre(here),
         touches={other: count / both[other] for other, count in sorted(touching.items())},
