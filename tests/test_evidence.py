@@ -291,7 +291,7 @@ def test_the_recipe_knows_the_whole_training(load, monkeypatch):
         return Recipe(ImbalConfig(terms=(term,)), (Choice("cldice", "because"),))
 
     monkeypatch.setattr(run, "choose_recipe", choose_recipe)
-    monkeypatch.setattr(run, "fingerprint_dataset", lambda folder: None)
+    monkeypatch.setattr(run, "fingerprint_dataset", lambda folder, out: None)
     budget = {"warm_up": {"epochs": 30}, "epochs": 20, "patch": [8, 8, 8]}
     entry = run.imbal_entry(run.Workspace(Path("x"), 1, "X"), {"trainer": "ImbalTrainer"}, budget)
     assert asked == {"epochs": 50, "patch_size": [8, 8, 8]}

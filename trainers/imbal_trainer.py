@@ -151,7 +151,7 @@ class ImbalTrainer(nnUNetTrainer):
         if sampling is not None and sampling.forced is not None:
             self.oversample_foreground_percent = sampling.forced
         self._forced_overall = self.oversample_foreground_percent
-        super()._set_batch_size_and_oversample()  # splits the share over the ranks by patches; coins need none
+        super()._set_batch_size_and_oversample()  # splits the share over the ranks, for whole patches only
         coin = sampling is not None and sampling.coin
         self._forced = self._forced_overall if coin else self.oversample_foreground_percent
         if sampling is not None and sampling.forced is not None:  # validation keeps nnU-Net's share, to be comparable

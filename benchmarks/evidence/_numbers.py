@@ -11,6 +11,7 @@ __all__ = [
     "OPERATING_PRICE",
     "PRICES",
     "Difference",
+    "Measure",
     "arm_values",
     "cases_of",
     "class_mean",

@@ -19,6 +19,7 @@ from _numbers import (  # noqa: E402
     OPERATING_PRICE,
     PRICES,
     Difference,
+    Measure,
     arm_values,
     cases_of,
     class_mean,
@@ -86,9 +87,8 @@ def means_table(result: Json) -> list[str]:
     for arm in result["settings"]["arms"]:
         seeds = finished(result, arm)
         if seeds:
-            values = [_nanmean(arm_values(result, arm, measure, seeds)) for measure in known.values()]
             seconds = np.median([run["epochs_s"] for run in result["runs"] if run["arm"] == arm])
-            rows.append([arm, str(len(seeds)), *map(_number, values), f"{seconds:.0f}"])
+            rows.append([arm, str(len(seeds)), *_means(result, arm, known), f"{seconds:.0f}"])
     return table(["arm", "seeds", *known, "training, s by the clock"], rows)
 
 
@@ -97,20 +97,17 @@ def calibration_lines(result: Json) -> list[str]:
     if not result["settings"]["probabilities"]:
         return []
     known = {name: measures(result)[name] for name in CALIBRATED}
-    rows, differences = [], []
-    for arm in result["settings"]["arms"]:
-        if seeds := finished(result, arm):
-            values = [_nanmean(arm_values(result, arm, each, seeds, "calibration")) for each in known.values()]
-            rows.append([arm, *map(_number, values)])
+    arms = [arm for arm in result["settings"]["arms"] if finished(result, arm)]
+    rows = [[arm, *_means(result, arm, known, "calibration")] for arm in arms]
     for rival in RIVALS:
         found = [compare(result, OURS, rival, each, "calibration") for each in known.values()]
-        differences.append([f"{OURS} - {rival}", *map(_interval, found)])
+        rows.append([f"{OURS} - {rival}", *map(_interval, found)])
     return [
         "",
         "The same on the calibration cases, which are of the training's kind. The weights of the recipe were chosen on",
         "them, so this is no test of it, but shows how much of the above is the way from synthetic to real images.",
         "",
-        *table(["arm", *known], [*rows, *differences]),
+        *table(["arm", *known], rows),
     ]
 
 
@@ -299,6 +296,11 @@ def _interval(found: Difference | None) -> str:
         return "-"
     interval = "one seed" if np.isnan(found.low) else f"{found.low:+.3f} to {found.high:+.3f}"
     return f"{found.mean:+.3f} ({interval})"
+
+
+def _means(result: Json, arm: str, known: Mapping[str, Measure], kind: str = "test") -> list[str]:
+    seeds = finished(result, arm)
+    return [_number(_nanmean(arm_values(result, arm, measure, seeds, kind))) for measure in known.values()]
 
 
 def _number(value: float) -> str:

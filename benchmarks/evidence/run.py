@@ -25,7 +25,7 @@ from _machine import describe_machine  # noqa: E402
 from _scores import score_run  # noqa: E402
 from _short_nnunet import Budget, Workspace, plan, predict, train, warm_up, working_folder, write_plans  # noqa: E402
 
-from nnunet_imbal.fingerprint import fingerprint_dataset  # noqa: E402
+from nnunet_imbal.fingerprint import FILE_NAME, fingerprint_dataset  # noqa: E402
 from nnunet_imbal.io import read_label, write_atomically  # noqa: E402
 from nnunet_imbal.recipe import choose_recipe  # noqa: E402
 from trainers._recipe import recipe_entry  # noqa: E402
@@ -65,8 +65,8 @@ def imbal_entry(workspace: Workspace, choice: Mapping[str, Any], budget: Mapping
         return choice.get("imbal")
     before = budget["warm_up"]["epochs"]
     epochs, patch = before + budget["epochs"], budget["patch"]
-    recipe = choose_recipe(fingerprint_dataset(workspace.raw), epochs=epochs, patch_size=patch)
-    return begun(recipe_entry(recipe), before)
+    found = fingerprint_dataset(workspace.raw, out=workspace.folder / FILE_NAME)  # measured once for all seeds
+    return begun(recipe_entry(choose_recipe(found, epochs=epochs, patch_size=patch)), before)
 
 
 def begun(entry: Mapping[str, Any], epochs: int) -> dict[str, Any]:
